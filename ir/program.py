@@ -1,0 +1,87 @@
+"""Program: what a variant computes, before any decision how.
+
+Semantics, for every row (b, h, q) and the keys k for which ``mask`` holds::
+
+    dot_k    = scale * <query, key_k>
+    score_k  = score(dot_k)
+    r_1 .. r_n: ordered reductions over the allowed keys; body_n may read the score and r_1 .. r_{n-1}
+    w_k      = weight(score_k, r_1 .. r_n)              0 for keys that are not allowed
+    o_d      = sum_k w_k * value_kd                     0 for a row without an allowed key
+    e_1 ..   : ordered reductions over the value features d, reading o_d and r
+    out_d    = output(o_d, r, e)
+    kept     = named row statistics handed to the caller
+
+A reduction over no keys gives its identity: -inf for max, +inf for min, 0 for sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from attncompiler.ir.expr import Axis, Const, Dot, Expr, Score, Value
+from attncompiler.ir.location import Location
+from attncompiler.ir.ops import Kind
+
+ReduceOp = Literal["max", "min", "sum"]
+
+
+@dataclass(frozen=True, slots=True)
+class ParamDecl:
+    """A run-time scalar. Lifted literals are called ``c0``, ``c1`` ... and have ``lifted`` set."""
+
+    name: str
+    kind: Kind
+    lifted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDecl:
+    """A captured tensor: the axes it is declared over and the kind of its elements.
+
+    An axis is one of b h g q k d (its extent is then B, H, G, M, N or Dv), an integer (that extent) or a free
+    name (an extent known when the operator is called, the same for all tensors that use the name).
+    """
+
+    name: str
+    axes: tuple[Axis | str | int, ...]
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """``name = op(body)`` over the allowed keys of a row (or over d in the epilogue)."""
+
+    name: str
+    op: ReduceOp
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One attention variant as formulas; see the module's text for what they mean."""
+
+    name: str
+    params: tuple[ParamDecl, ...] = ()
+    tensors: tuple[TensorDecl, ...] = ()
+    score: Expr = field(default_factory=Dot)
+    mask: Expr = field(default_factory=lambda: Const(True))
+    reductions: tuple[Reduction, ...] = ()
+    weight: Expr = field(default_factory=Score)
+    kept: tuple[tuple[str, Expr], ...] = ()
+    output_reductions: tuple[Reduction, ...] = ()
+    output: Expr = field(default_factory=Value)
+    locations: dict[Expr, Location] = field(default_factory=dict, compare=False, repr=False)
+
+    def expressions(self) -> Iterator[tuple[str, Expr]]:
+        """Every formula with the name of its slot, in evaluation order."""
+        yield "mask", self.mask
+        yield "score", self.score
+        for r in self.reductions:
+            yield r.name, r.body
+        yield "weight", self.weight
+        yield from self.kept
+        for r in self.output_reductions:
+            yield r.name, r.body
+        yield "output", self.output

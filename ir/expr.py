@@ -108,6 +108,15 @@ class Value(_Node):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Local(_Node):
+    """A value computed by a ``Let`` of a kernel, varying along ``axes`` (a subset of "bhqk"); kernels only."""
+
+    name: str
+    kind: Kind
+    axes: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Load(_Node):
     """One element of a captured tensor, one index expression (of kind int) an axis."""
 
@@ -128,7 +137,7 @@ class Call(_Node):
 
 
 Expr: TypeAlias = (
-    Const | Param | Size | Index | Dot | Score | Stat | OldStat | Value | Load | Call
+    Const | Param | Size | Index | Dot | Score | Stat | OldStat | Value | Local | Load | Call
 )
 
 
@@ -165,7 +174,7 @@ def kind_of(expr: Expr) -> Kind:
     match expr:
         case Const(value):
             return "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
-        case Param() | Load():
+        case Param() | Local() | Load():
             return expr.kind
         case Size() | Index():
             return "int"
@@ -275,6 +284,8 @@ def _own_axes(node: Expr) -> frozenset[str]:
             return frozenset("bhq")
         case Value():
             return frozenset("bhqd")
+        case Local(_, _, axes):
+            return frozenset(axes)
         case _:
             return frozenset()
 

@@ -1,0 +1,317 @@
+"""Prints scalar expressions as C++: plain scalars in the outer loops, vectors of rows in the element loop.
+
+Value types of the element loop: ``f`` lanes of ``real``, ``i`` integers as wide as ``real``, ``w`` 64-bit
+integers, ``m`` masks. With 32-bit lanes an integer expression is ``i`` only when its range, derived from the
+range of positions (below 2**30, checked at the call), provably fits; otherwise it is computed in ``w``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from attncompiler.ir.expr import (
+    Call,
+    Const,
+    Dot,
+    Expr,
+    Index,
+    Load,
+    Local,
+    OldStat,
+    Param,
+    Score,
+    Size,
+    Stat,
+    Value,
+    axes_of,
+    children,
+    kind_of,
+    walk,
+)
+
+Lane = Literal["f", "i", "w", "m"]
+POSITION_LIMIT = 2**30
+INT32_MAX = 2**31 - 1
+WIDE = 2**63
+
+INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/",
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
+    "bitand": "&", "bitor": "|", "bitxor": "^", "shl": "<<", "shr": ">>",
+}  # fmt: skip
+COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+FUNCTIONS = frozenset(
+    "exp exp2 expm1 log log2 log1p sqrt rsqrt tanh sigmoid erf sin cos floor ceil trunc round pow "
+    "sign abs min max floordiv mod bit_length".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A printed subexpression and the C++ type of its lanes (vectors) or its kind (scalars)."""
+
+    code: str
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """``const type name = code;``"""
+
+    type: str
+    name: str
+    code: str
+
+
+def constant(value: bool | int | float) -> str:
+    """A literal of the right C++ type: bool, long long or real."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return f"{value}LL" if abs(value) > INT32_MAX else str(value)
+    if value != value:
+        return "real(__builtin_nan(\"\"))"
+    if value in (float("inf"), float("-inf")):
+        return "-infinity" if value < 0 else "infinity"
+    return f"real({value!r})"
+
+
+def bound(expr: Expr, tensor_bounds: Mapping[str, int]) -> int:
+    """An upper limit of the absolute value of an integer expression; ``WIDE`` when nothing is known."""
+    memo: dict[Expr, int] = {}
+    for node in walk(expr):
+        if kind_of(node) == "int":
+            memo[node] = min(WIDE, _bound(node, memo, tensor_bounds))
+    return memo[expr]
+
+
+def _bound(node: Expr, memo: dict[Expr, int], tensor_bounds: Mapping[str, int]) -> int:
+    match node:
+        case Const(value):
+            return abs(int(value))
+        case Index():
+            return POSITION_LIMIT
+        case Size():
+            return POSITION_LIMIT
+        case Local(name) | Param(name):
+            return tensor_bounds.get(name, WIDE)
+        case Load(tensor):
+            return tensor_bounds.get(tensor, WIDE)
+        case Call(op, args):
+            ints = [memo[a] for a in args if kind_of(a) == "int"]
+            match op:
+                case "add" | "sub":
+                    return ints[0] + ints[1]
+                case "mul":
+                    return ints[0] * ints[1]
+                case "neg" | "abs" | "floordiv":
+                    return ints[0]
+                case "min" | "max" | "where":
+                    return max(ints)
+                case "mod":
+                    return ints[1]
+                case "sign":
+                    return 1
+                case "bit_length":
+                    return 64
+                case "bitand" | "bitor" | "bitxor":
+                    return 2 ** max(x.bit_length() for x in ints)
+    return WIDE
+
+
+class ScalarPrinter:
+    """Prints expressions of the outer loops, where every value is one C++ scalar."""
+
+    def __init__(self, leaf: Callable[[Expr], str]) -> None:
+        self.leaf = leaf
+
+    def __call__(self, expr: Expr) -> str:
+        match expr:
+            case Const(value):
+                return constant(value)
+            case Call(op, args):
+                return self._call(op, args)
+            case _:
+                return self.leaf(expr)
+
+    def _call(self, op: str, args: tuple[Expr, ...]) -> str:
+        texts = [self(a) for a in args]
+        if op in INFIX:
+            return f"({texts[0]} {INFIX[op]} {texts[1]})"
+        match op:
+            case "and":
+                return f"({texts[0]} && {texts[1]})"
+            case "or":
+                return f"({texts[0]} || {texts[1]})"
+            case "not":
+                return f"!{texts[0]}"
+            case "neg":
+                return f"-{texts[0]}" if not texts[0].startswith("-") else f"-({texts[0]})"
+            case "where":
+                return f"({texts[0]} ? {texts[1]} : {texts[2]})"
+            case "to_float":
+                return f"real({texts[0]})"
+            case "to_int":
+                return f"to_int({texts[0]})"
+            case "to_bool":
+                return f"({texts[0]} != 0)"
+            case _:
+                return f"{_function(op)}({', '.join(texts)})"
+
+
+def _function(op: str) -> str:
+    if op not in FUNCTIONS:
+        raise KeyError(op)
+    return {"min": "minimum", "max": "maximum", "abs": "absolute"}.get(op, op)
+
+
+class LanePrinter:
+    """Prints expressions of the element loop, where a value is a vector over the rows of a block.
+
+    ``leaf`` gives the text of leaves and locals (already vectors); ``narrow`` says whether lanes are 32 bits
+    wide, so that integers need a range check.
+    """
+
+    def __init__(
+        self, leaf: Callable[[Expr], Text], tensor_bounds: Mapping[str, int], narrow: bool
+    ) -> None:
+        self.leaf, self.tensor_bounds, self.narrow = leaf, tensor_bounds, narrow
+        self.names: dict[Expr, Text] = {}
+
+    def define(self, roots: Iterable[Expr], prefix: str) -> list[Definition]:
+        """Name the subexpressions that the roots use more than once; later prints refer to the names."""
+        uses: dict[Expr, int] = {}
+        roots = list(roots)
+        for node in walk(*roots):
+            for child in children(node):
+                uses[child] = uses.get(child, 0) + 1
+        for root in roots:
+            uses[root] = uses.get(root, 0) + 1
+        made = []
+        for node in walk(*roots):
+            if uses[node] > 1 and isinstance(node, (Call, Load)) and node not in self.names:
+                text = self(node)
+                name = f"{prefix}{len(self.names)}"
+                made.append(Definition(TYPES[text.lane], name, text.code))
+                self.names[node] = Text(name, text.lane)
+        return made
+
+    def __call__(self, expr: Expr) -> Text:
+        if expr in self.names:
+            return self.names[expr]
+        match expr:
+            case Const(value):
+                match kind_of(expr):
+                    case "float":
+                        return Text(f"splat({constant(value)})", "f")
+                    case "int":
+                        lane = self.int_lane(expr)
+                        return Text(f"{_SPLAT[lane]}({constant(value)})", lane)
+                    case "bool":
+                        return Text("all_lanes" if value else "no_lanes", "m")
+                    case kind:
+                        assert_never(kind)
+            case Call(op, args):
+                return self._call(expr, op, args)
+            case _:
+                return self.leaf(expr)
+
+    def int_lane(self, expr: Expr) -> Lane:
+        if not self.narrow:
+            return "i"
+        return "i" if bound(expr, self.tensor_bounds) <= INT32_MAX else "w"
+
+    def _call(self, expr: Call, op: str, args: tuple[Expr, ...]) -> Text:
+        texts = [self(a) for a in args]
+        if op in COMPARISONS:
+            return self._compare(op, args, texts)
+        kind = kind_of(expr)
+        if op == "where":
+            lane = texts[1].lane if kind != "int" else self._joined(texts[1:])
+            yes, no = (self._cast(t, lane) for t in texts[1:])
+            return Text(f"select({texts[0].code}, {yes}, {no})", lane)
+        match kind:
+            case "bool":
+                return Text(_mask_text(op, texts), "m")
+            case "float":
+                if op == "to_float":
+                    return Text(f"to_real({texts[0].code})", "f")
+                return Text(_arithmetic(op, [t.code for t in texts]), "f")
+            case "int":
+                if op == "to_int":
+                    wide: Lane = "w" if self.narrow else "i"
+                    return Text(f"to_int({texts[0].code})", wide)
+                lane = "w" if self.int_lane(expr) == "w" else self._joined(texts)
+                return Text(_arithmetic(op, [self._cast(t, lane) for t in texts]), lane)
+            case _:
+                assert_never(kind)
+
+    def _compare(self, op: str, args: tuple[Expr, ...], texts: list[Text]) -> Text:
+        codes = [t.code for t in texts]
+        lanes = {t.lane for t in texts}
+        if lanes == {"i", "w"}:
+            # A wide bound that is constant along the keys is clamped to the narrow range: the comparison
+            # with a value strictly inside that range stays exact and runs at full width.
+            for mine, other in ((0, 1), (1, 0)):
+                inside = bound(args[mine], self.tensor_bounds) < INT32_MAX
+                if texts[other].lane == "w" and inside and isinstance(args[other], (Local, Param)):
+                    codes[other] = f"saturate({codes[other]})"
+                    return Text(f"({codes[0]} {INFIX[op]} {codes[1]})", "m")
+            codes = [self._cast(t, "w") for t in texts]
+            lanes = {"w"}
+        text = f"({codes[0]} {INFIX[op]} {codes[1]})"
+        if lanes == {"m"}:
+            same = f"~({codes[0]} ^ {codes[1]})"
+            return Text(same if op == "eq" else f"({codes[0]} ^ {codes[1]})", "m")
+        return Text(f"mask_of{text}" if lanes == {"w"} else text, "m")
+
+    @staticmethod
+    def _joined(texts: list[Text]) -> Lane:
+        return "w" if any(t.lane == "w" for t in texts) else "i"
+
+    @staticmethod
+    def _cast(text: Text, lane: Lane) -> str:
+        return f"widen({text.code})" if text.lane == "i" and lane == "w" else text.code
+
+
+TYPES: dict[Lane, str] = {"f": "vreal", "i": "vint", "w": "vwide", "m": "vint"}
+_SPLAT: dict[Lane, str] = {"i": "splat_int", "w": "splat_wide"}
+
+
+def _mask_text(op: str, texts: list[Text]) -> str:
+    codes = [t.code for t in texts]
+    match op:
+        case "and":
+            return f"({codes[0]} & {codes[1]})"
+        case "or":
+            return f"({codes[0]} | {codes[1]})"
+        case "not":
+            return f"~{codes[0]}"
+        case "to_bool":
+            return codes[0] if texts[0].lane == "m" else f"nonzero({codes[0]})"
+        case _:
+            raise KeyError(op)
+
+
+def _arithmetic(op: str, codes: list[str]) -> str:
+    if op in INFIX:
+        return f"({codes[0]} {INFIX[op]} {codes[1]})"
+    if op == "neg":
+        return f"-({codes[0]})" if codes[0].startswith("-") else f"-{codes[0]}"
+    if op in ("min", "max") and (codes[0].startswith("splat") or codes[1].startswith("splat")):
+        # With a constant first operand one machine instruction keeps a NaN of the second.
+        first, second = sorted(codes, key=lambda c: not c.startswith("splat"))
+        return f"{op}_number({first}, {second})"
+    return f"{_function(op)}({', '.join(codes)})"
+
+
+def is_varying(expr: Expr) -> bool:
+    """Whether a value differs between elements of a tile's row."""
+    return "k" in axes_of(expr)
+
+
+__all__ = [
+    "Definition", "Dot", "LanePrinter", "OldStat", "ScalarPrinter", "Score", "Stat", "Text", "Value",
+]  # fmt: skip

@@ -1,0 +1,247 @@
+"""Arrange a StreamingPlan as a Kernel: every value moves to the outermost loop where it can be computed.
+
+Example: ``slope[h] * (q - k)`` becomes the row values ``r0 = slope[h]`` and ``r1 = q`` and, for each element,
+``r0 * (r1 - k)``; ``bias[b, h, q, k]`` becomes a row offset and an element load at ``r0 + k * stride``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attncompiler.ir.expr import (
+    Call,
+    Const,
+    Dot,
+    Expr,
+    Index,
+    Load,
+    Local,
+    OldStat,
+    Param,
+    Score,
+    Size,
+    Stat,
+    Value,
+    axes_of,
+    children,
+    kind_of,
+    loads_in,
+    rewrite,
+    walk,
+    with_children,
+)
+from attncompiler.ir.kernel import (
+    Finish,
+    Kernel,
+    KernelPass,
+    Let,
+    StatUpdate,
+    Sweep,
+    WeightTile,
+    extent,
+    stride,
+)
+from attncompiler.ir.program import Program, Reduction, TensorDecl
+from attncompiler.ir.streaming import StreamingPlan
+from attncompiler.ir.tiles import tile_class
+
+ROW = Call("sub", (Index("q"), Param("q_start", "int")))
+
+
+def lower(plan: StreamingPlan) -> Kernel:
+    """The kernel of a plan; see ``ir/kernel.py`` for what it contains."""
+    program = plan.program
+    tensors = {t.name: t for t in program.tensors}
+
+    def flat(expr: Expr) -> Expr:
+        return flatten_loads(expr, tensors)
+
+    bodies = [flat(x.body) for x in (*plan.stats, *plan.accumulators)]
+    factors = [flat(x.factor) for x in (*plan.stats, *plan.accumulators) if x.factor is not None]
+    inner = [flat(program.score), flat(program.mask), *bodies, *factors]
+    # A load over heads and keys but not queries is one scalar a key when all rows of a block share the head.
+    packs = not any(
+        isinstance(n, Load) and {"h", "k"} <= axes_of(n) and "q" not in axes_of(n)
+        for n in walk(*inner)
+    )
+    uniform = Hoisted("u", "")
+    passes = tuple(_lower_pass(plan, p, uniform, packs, flat) for p in range(plan.passes))
+    finish = _finish(plan, flat)
+    tiles = tile_class(program.mask)
+    possible, certain = flat(tiles.possible), flat(tiles.certain)
+    outer = [c for _, c in finish.coefficients] + [e for _, e in finish.kept] + [finish.output]
+    outer += [r.body for r in finish.reductions] + [let.expr for let in finish.rows]
+    everything = [*inner, *outer, possible, certain]
+    used = loads_in(everything)
+    names = {n.name for n in walk(*everything) if isinstance(n, Param)}
+    return Kernel(
+        plan=plan,
+        uniform=uniform.lets(),
+        passes=passes,
+        finish=finish,
+        possible=possible,
+        certain=certain,
+        packs_heads=packs,
+        params=tuple(p for p in program.params if p.name in names),
+        tensors=tuple(t for t in program.tensors if t.name in used),
+    )
+
+
+def flatten_loads(expr: Expr, tensors: dict[str, TensorDecl]) -> Expr:
+    """Give every load one index, its offset: clamped where computed, summed from outer loops to inner."""
+
+    def depth(term: Expr) -> int:
+        axes = axes_of(term)
+        return 2 * bool(axes & {"k", "d"}) + bool(axes & {"h", "q"})
+
+    def rule(node: Expr) -> Expr:
+        if not isinstance(node, Load):
+            return node
+        decl = tensors[node.tensor]
+        terms = [
+            Call("mul", (_clamped(decl, axis, index), Param(stride(decl.name, axis), "int")))
+            for axis, index in enumerate(node.indices)
+        ]
+        offset: Expr = Const(0)
+        for term in sorted(terms, key=depth):
+            offset = term if offset is Const(0) else Call("add", (offset, term))
+        return Load(node.tensor, (offset,), node.kind)
+
+    return rewrite(expr, rule)
+
+
+def _clamped(decl: TensorDecl, axis: int, index: Expr) -> Expr:
+    """An index that cannot leave the tensor. Indices that are in range by the checks at the call stay as they are."""
+    declared = decl.axes[axis]
+    if (isinstance(index, Index) and index.axis == declared and declared != "q") or (
+        index is ROW and declared == "q"
+    ):
+        return index
+    if isinstance(index, Const) and isinstance(declared, int) and 0 <= int(index.value) < declared:
+        return index
+    last = Call("sub", (Param(extent(decl.name, axis), "int"), Const(1)))
+    return Call("max", (Call("min", (index, last)), Const(0)))
+
+
+class Hoisted:
+    """Values moved out of a loop: one Let a distinct expression."""
+
+    def __init__(self, prefix: str, axes: str) -> None:
+        self.prefix, self.axes = prefix, axes
+        self.table: dict[Expr, Let] = {}
+
+    def add(self, expr: Expr, value: Expr | None = None) -> Expr:
+        """The local that holds ``expr``, computed as ``value`` when that is written with other locals."""
+        if expr not in self.table:
+            local = Local(f"{self.prefix}{len(self.table)}", kind_of(expr), self.axes)
+            self.table[expr] = Let(local, expr if value is None else value)
+        return self.table[expr].local
+
+    def lets(self, since: int = 0) -> tuple[Let, ...]:
+        return tuple(self.table.values())[since:]
+
+
+class _PassValues:
+    """Places expressions of one pass; ``running`` names the statistics that move during it."""
+
+    def __init__(self, uniform: Hoisted, packs: bool, running: frozenset[str], number: int) -> None:
+        self.uniform, self.packs, self.running = uniform, packs, running
+        self.rows = Hoisted(f"r{number}_", "bhq")
+        self.keys = Hoisted(f"k{number}_", "bk")
+        self.lanes = Hoisted(f"v{number}_", "bhq")
+        self._memo: dict[Expr, Expr] = {}
+
+    def moves(self, expr: Expr) -> bool:
+        """Whether a value depends on a running statistic."""
+        return any(
+            isinstance(n, OldStat) or (isinstance(n, Stat) and n.name in self.running)
+            for n in walk(expr)
+        )
+
+    def place(self, expr: Expr) -> Expr:
+        """The expression as the element loop computes it, its invariant parts replaced by locals."""
+        if expr not in self._memo:
+            self._memo[expr] = self._place(expr)
+        return self._memo[expr]
+
+    def _place(self, expr: Expr) -> Expr:
+        match expr:
+            case Const() | Dot() | Score() | OldStat() | Index("k"):
+                return expr
+            case Stat(name) if name in self.running:
+                return expr
+        axes = axes_of(expr)
+        if not axes & {"h", "q", "k"}:
+            simple = isinstance(expr, (Param, Size, Index))
+            return expr if simple else self.uniform.add(expr)
+        if "k" not in axes:
+            if not self.moves(expr):
+                return self.rows.add(expr)
+            return self.lanes.add(expr, self.lane(expr))
+        scored = any(isinstance(n, (Dot, Score)) for n in walk(expr))
+        if "q" not in axes and not scored and ("h" not in axes or not self.packs):
+            return self.keys.add(expr)
+        return with_children(expr, tuple(self.place(c) for c in children(expr)))
+
+    def lane(self, expr: Expr) -> Expr:
+        """A row-only expression of running statistics, written with locals but not hoisted itself."""
+        if not children(expr) or not self.moves(expr):
+            return self.place(expr)
+        return with_children(expr, tuple(self.lane(c) for c in children(expr)))
+
+
+def _lower_pass(
+    plan: StreamingPlan, number: int, uniform: Hoisted, packs: bool, flat: Callable[[Expr], Expr]
+) -> KernelPass:
+    stats, accumulators = plan.stats_of(number), plan.accumulators_of(number)
+    values = _PassValues(uniform, packs, frozenset(s.name for s in stats), number)
+
+    def factor(expr: Expr | None) -> Expr | None:
+        return None if expr is None else values.lane(flat(expr))
+
+    score = values.place(flat(plan.program.score))
+    mask = None if plan.program.mask is Const(True) else values.place(flat(plan.program.mask))
+    sweeps = []
+    for sweep in range(1 + max((x.sweep for x in (*stats, *accumulators)), default=0)):
+        before = len(values.lanes.table)
+        updates = tuple(
+            StatUpdate(s.name, s.op, values.place(flat(s.body)), s.running, factor(s.factor))
+            for s in stats
+            if s.sweep == sweep
+        )
+        weights = tuple(
+            WeightTile(a.name, values.place(flat(a.body)), a.running, factor(a.factor))
+            for a in accumulators
+            if a.sweep == sweep
+        )
+        sweeps.append(Sweep(values.lanes.lets(before), updates, weights))
+    return KernelPass(values.rows.lets(), values.keys.lets(), score, mask, tuple(sweeps))
+
+
+def _finish(plan: StreamingPlan, flat: Callable[[Expr], Expr]) -> Finish:
+    program: Program = plan.program
+    late = {r.name for r in program.output_reductions}
+    rows = Hoisted("e", "bhq")
+
+    def place(expr: Expr) -> Expr:
+        """Hoist what does not vary along d; reductions over d are known only after their own loop."""
+        match expr:
+            case Const() | Value() | Index() | Param() | Size() | Stat():
+                return expr
+        if "d" not in axes_of(expr) and not any(
+            isinstance(n, Stat) and n.name in late for n in walk(expr)
+        ):
+            return rows.add(expr)
+        return with_children(expr, tuple(place(c) for c in children(expr)))
+
+    reductions = tuple(
+        Reduction(r.name, r.op, place(flat(r.body))) for r in program.output_reductions
+    )
+    output = place(flat(program.output))
+    return Finish(
+        rows=rows.lets(),
+        coefficients=tuple((a.name, flat(a.coefficient)) for a in plan.accumulators),
+        kept=tuple((name, flat(e)) for name, e in program.kept),
+        reductions=reductions,
+        output=output,
+    )

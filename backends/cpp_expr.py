@@ -175,9 +175,15 @@ class LanePrinter:
     """
 
     def __init__(
-        self, leaf: Callable[[Expr], Text], tensor_bounds: Mapping[str, int], narrow: bool
+        self,
+        leaf: Callable[[Expr], Text],
+        tensor_bounds: Mapping[str, int],
+        narrow: bool,
+        nonpositive: frozenset[Expr] = frozenset(),
+        degree: int = 5,
     ) -> None:
         self.leaf, self.tensor_bounds, self.narrow = leaf, tensor_bounds, narrow
+        self.nonpositive, self.degree = nonpositive, degree
         self.names: dict[Expr, Text] = {}
 
     def define(self, roots: Iterable[Expr], prefix: str) -> list[Definition]:
@@ -238,6 +244,8 @@ class LanePrinter:
             case "float":
                 if op == "to_float":
                     return Text(f"to_real({texts[0].code})", "f")
+                if expr in self.nonpositive:
+                    return Text(f"{op}_nonpositive<{self.degree}>({texts[0].code})", "f")
                 return Text(_arithmetic(op, [t.code for t in texts]), "f")
             case "int":
                 if op == "to_int":
@@ -305,13 +313,3 @@ def _arithmetic(op: str, codes: list[str]) -> str:
         first, second = sorted(codes, key=lambda c: not c.startswith("splat"))
         return f"{op}_number({first}, {second})"
     return f"{_function(op)}({', '.join(codes)})"
-
-
-def is_varying(expr: Expr) -> bool:
-    """Whether a value differs between elements of a tile's row."""
-    return "k" in axes_of(expr)
-
-
-__all__ = [
-    "Definition", "Dot", "LanePrinter", "OldStat", "ScalarPrinter", "Score", "Stat", "Text", "Value",
-]  # fmt: skip

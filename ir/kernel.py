@@ -43,7 +43,6 @@ class StatUpdate:
     name: str
     op: str
     body: Expr
-    running: tuple[str, ...]
     factor: Expr | None
 
 
@@ -53,7 +52,6 @@ class WeightTile:
 
     accumulator: str
     body: Expr
-    running: tuple[str, ...]
     factor: Expr | None
 
 
@@ -68,13 +66,17 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class KernelPass:
-    """One walk over the keys. ``mask`` is None when every pair is allowed."""
+    """One walk over the keys. ``mask`` is None when every pair is allowed.
+
+    ``nonpositive`` holds the exponentials whose argument is provably never positive for an allowed key.
+    """
 
     rows: tuple[Let, ...]
     keys: tuple[Let, ...]
     score: Expr
     mask: Expr | None
     sweeps: tuple[Sweep, ...]
+    nonpositive: frozenset[Expr] = frozenset()
 
     @property
     def weights(self) -> tuple[WeightTile, ...]:

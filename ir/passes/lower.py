@@ -42,7 +42,14 @@ from attncompiler.ir.kernel import (
     stride,
 )
 from attncompiler.ir.program import Program, Reduction, TensorDecl
-from attncompiler.ir.streaming import StreamingPlan
+from attncompiler.ir.streaming import (
+    Accumulator,
+    RowStat,
+    StreamingPlan,
+    finite_or_zero,
+    readable,
+    rescaling,
+)
 from attncompiler.ir.tiles import tile_class
 
 ROW = Call("sub", (Index("q"), Param("q_start", "int")))
@@ -196,26 +203,59 @@ def _lower_pass(
     stats, accumulators = plan.stats_of(number), plan.accumulators_of(number)
     values = _PassValues(uniform, packs, frozenset(s.name for s in stats), number)
 
-    def factor(expr: Expr | None) -> Expr | None:
+    moving = {s.name for s in stats}
+    nonpositive: set[Expr] = set()
+
+    def body(part: RowStat | Accumulator) -> Expr:
+        expr = readable(part.body, moving)
+        for node in walk(expr):
+            if never_positive(node, plan.stats):
+                nonpositive.add(values.place(flat(node)))
+        return values.place(flat(expr))
+
+    def factor(part: RowStat | Accumulator) -> Expr | None:
+        expr = rescaling(part)
         return None if expr is None else values.lane(flat(expr))
 
     score = values.place(flat(plan.program.score))
     mask = None if plan.program.mask is Const(True) else values.place(flat(plan.program.mask))
+    last = max((x.sweep for x in (*stats, *accumulators)), default=0)
     sweeps = []
-    for sweep in range(1 + max((x.sweep for x in (*stats, *accumulators)), default=0)):
-        before = len(values.lanes.table)
+    for sweep in range(last + 1):
         updates = tuple(
-            StatUpdate(s.name, s.op, values.place(flat(s.body)), s.running, factor(s.factor))
-            for s in stats
-            if s.sweep == sweep
+            StatUpdate(s.name, s.op, body(s), factor(s)) for s in stats if s.sweep == sweep
         )
+        # Weights overwrite the scores, so all of them are formed in the last sweep.
         weights = tuple(
-            WeightTile(a.name, values.place(flat(a.body)), a.running, factor(a.factor))
-            for a in accumulators
-            if a.sweep == sweep
+            WeightTile(a.name, body(a), factor(a)) for a in accumulators if sweep == last
         )
-        sweeps.append(Sweep(values.lanes.lets(before), updates, weights))
-    return KernelPass(values.rows.lets(), values.keys.lets(), score, mask, tuple(sweeps))
+        read = {n for x in (*updates, *weights) for n in walk(x.body, *filter(None, [x.factor]))}
+        lanes = tuple(let for let in values.lanes.lets() if let.local in read)
+        sweeps.append(Sweep(lanes, updates, weights))
+    return KernelPass(
+        values.rows.lets(), values.keys.lets(), score, mask, tuple(sweeps), frozenset(nonpositive)
+    )
+
+
+def never_positive(node: Expr, stats: tuple[RowStat, ...]) -> bool:
+    """Whether a node is an exponential of ``x - (maximum of x)`` or ``(minimum of x) - x``."""
+    match node:
+        case Call("exp" | "exp2", (Call("sub", (x, y)),)):
+            return _bounds("max", y, x, stats) or _bounds("min", x, y, stats)
+        case _:
+            return False
+
+
+def _bounds(op: str, extreme: Expr, x: Expr, stats: tuple[RowStat, ...]) -> bool:
+    match extreme:
+        case Call("where", (_, value, Const(0.0))) if extreme is finite_or_zero(value):
+            return _bounds(op, value, x, stats)
+        case Call(inner, args) if inner == op:
+            return any(_bounds(op, a, x, stats) for a in args)
+        case Stat(name):
+            return any(s.name == name and s.op == op and s.body is x for s in stats)
+        case _:
+            return False
 
 
 def _finish(plan: StreamingPlan, flat: Callable[[Expr], Expr]) -> Finish:

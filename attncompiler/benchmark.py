@@ -1,0 +1,168 @@
+"""Turns this machine into the table of the README: ``python -m attncompiler.benchmark [--quick]``.
+
+Five variants that PyTorch can express, two element types, two head dimensions, two lengths. Everything of one line
+runs in turns in one process; ratios are medians over our median. Writes bench/results.json and bench/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attncompiler.comparison import Row, Size, compare, inputs_for
+from attncompiler.dsl import Tensor, Variant, causal, tanh
+
+
+class Full(Variant):
+    """Softmax attention."""
+
+
+class Causal(Variant):
+    """Softmax attention to the past."""
+
+    def mask(self, at: Any) -> Any:
+        return causal(at)
+
+
+class SoftCap(Causal):
+    """Gemma 2's capped scores."""
+
+    cap: float = 50.0
+
+    def score(self, s: Any, at: Any) -> Any:
+        return self.cap * tanh(s / self.cap)
+
+
+class ALiBi(Causal):
+    """Scores that fall linearly with the distance, a slope a head."""
+
+    slope = Tensor("h", low=0.0, high=1.0)
+
+    def score(self, s: Any, at: Any) -> Any:
+        return s - self.slope[at.h] * (at.q - at.k)
+
+
+class SlidingWindow(Variant):
+    """The last ``window`` keys."""
+
+    window: int = 512
+
+    def mask(self, at: Any) -> Any:
+        return causal(at) & (at.q - at.k < self.window)
+
+
+SUITE: tuple[tuple[Variant, tuple[str, ...]], ...] = (
+    (Full(), ("sdpa", "dense")),
+    (Causal(), ("sdpa", "flex", "dense")),
+    (SoftCap(), ("flex", "dense")),
+    (ALiBi(), ("flex", "dense")),
+    (SlidingWindow(), ("flex", "dense")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of the table."""
+
+    variant: str
+    size: Size
+    rows: tuple[Row, ...]
+
+
+def run(
+    lengths: Sequence[int], head_dims: Sequence[int], *, flex: bool, rounds: int
+) -> Iterator[Result]:
+    """Measure the suite, a result at a time."""
+    for dtype in ("float32", "bfloat16"):
+        for head_dim in head_dims:
+            for length in lengths:
+                # Fewer heads at greater lengths: a dense matrix of 8192 x 8192 for each head has to fit.
+                size = Size(length, head_dim, dtype, heads=8 if length <= 2048 else 2)
+                for variant, peers in SUITE:
+                    chosen = tuple(p for p in peers if flex or p != "flex")
+                    rows = compare(variant, inputs_for(variant, size), chosen, rounds=rounds)
+                    yield Result(type(variant).__name__, size, tuple(rows))
+
+
+def machine() -> dict[str, object]:
+    """What the numbers depend on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return {
+        "processor": model,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+HEADER = (
+    "| variant | dtype | S | D | ours, ms | SDPA | flex | dense | error | dense's error |\n"
+    "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+)
+
+
+def markdown(result: Result) -> str:
+    """One line of the README's table: our median, each peer's time over ours."""
+    rows = {row.name: row for row in result.rows if row.timing is not None}
+    ours = rows["attncompiler"]
+    assert ours.timing is not None
+    ratios = [f"{rows[p].ratio:.2f}x" if p in rows else "" for p in ("sdpa", "flex", "dense")]
+    size = result.size
+    cells = [
+        result.variant,
+        size.dtype,
+        size.length,
+        size.head_dim,
+        f"{1e3 * ours.timing.median:.2f} ±{50 * ours.timing.spread:.0f} %",
+        *ratios,
+        f"{ours.error:.1e}",
+        f"{rows['dense'].error:.1e}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print each line as it comes, write both files at the end."""
+    parser = argparse.ArgumentParser(prog="python -m attncompiler.benchmark", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one length and head dimension only")
+    parser.add_argument(
+        "--no-flex", action="store_true", help="leave FlexAttention's compilations out"
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("bench"))
+    options = parser.parse_args(arguments)
+    lengths, head_dims = ((2048,), (64,)) if options.quick else ((2048, 8192), (64, 128))
+    print("\n".join(f"{key}: {value}" for key, value in machine().items()) + "\n")
+    print(HEADER, flush=True)
+    results = []
+    for result in run(lengths, head_dims, flex=not options.no_flex, rounds=options.rounds):
+        results.append(result)
+        print(markdown(result), flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = {"machine": machine(), "results": [asdict(result) for result in results]}
+    (options.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    table = "\n".join([HEADER, *map(markdown, results)])
+    (options.out / "results.md").write_text(table + "\n")
+    print(
+        f"\nratios: the peer's median time over ours; wrote {options.out}/results.json and results.md"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Turns a variant and a list of cases into a report: its kernel's error against the float64 oracle, case by case.
+
+The yardstick is plain PyTorch in the same element type (the oracle's own formulas without the float64): a kernel
+passes with at most twice that error plus a floor of a few units in the last place of the largest result. The floor
+is needed because plain PyTorch is sometimes exact by luck, for one key for example, and every kernel rounds its
+result once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import attncompiler.oracle
+from attncompiler.cases import Case, draw_cases
+from attncompiler.compiler import compile as compile_variant
+from attncompiler.errors import OutOfRangeError
+
+if TYPE_CHECKING:
+    from attncompiler.dsl import Variant
+    from attncompiler.oracle import OracleResult
+
+# Results of 16-bit types are rounded once from a float32 sum; for the wider types the sum itself rounds too.
+_FLOOR_UNITS = {torch.float16: 1.0, torch.bfloat16: 1.0, torch.float32: 8.0, torch.float64: 8.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One result of one case: ``error`` and ``plain_error`` are largest absolute errors against float64."""
+
+    what: str
+    error: float
+    plain_error: float
+    floor: float
+    position: tuple[int, ...] = ()
+    found: float = math.nan
+    expected: float = math.nan
+
+    @property
+    def limit(self) -> float:
+        """The largest error that passes."""
+        return 2 * self.plain_error + self.floor
+
+    @property
+    def passed(self) -> bool:
+        """False for a NaN too."""
+        return self.error <= self.limit
+
+    @property
+    def ratio(self) -> float:
+        """Error over limit; at most 1 passes."""
+        return 0.0 if self.error == 0 else self.error / self.limit if self.limit else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one case gave: its comparisons, or the out-of-range read that stopped it."""
+
+    case: Case
+    comparisons: tuple[Comparison, ...] = ()
+    fault: OutOfRangeError | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every result is within its limit and nothing was read out of range."""
+        return self.fault is None and all(c.passed for c in self.comparisons)
+
+    @property
+    def worst(self) -> Comparison | None:
+        """The comparison that failed, or came closest to it."""
+        return max(self.comparisons, key=lambda c: (not c.passed, c.ratio), default=None)
+
+    def describe(self) -> str:
+        """The failure in words: which number is wrong, or which line reads outside which tensor."""
+        if self.fault is not None:
+            return str(self.fault)
+        worst = self.worst
+        if worst is None:
+            return "nothing was compared"
+        return (
+            f"{worst.what}{list(worst.position)} is {worst.found:.6g}, expected {worst.expected:.6g}: "
+            f"error {worst.error:.2e}, plain PyTorch {worst.plain_error:.2e}, limit {worst.limit:.2e}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcomes of all cases."""
+
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no case failed."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Outcome, ...]:
+        """The outcomes that did not pass."""
+        return tuple(o for o in self.outcomes if not o.passed)
+
+    def summary(self) -> str:
+        """For each element type the worst error relative to its limit, and the case with its seed."""
+        lines = []
+        for dtype in dict.fromkeys(o.case.dtype for o in self.outcomes):
+            mine = [o for o in self.outcomes if o.case.dtype == dtype]
+            compared = [(c, o.case) for o in mine for c in o.comparisons]
+            if not compared:
+                continue
+            worst, case = max(compared, key=lambda pair: pair[0].ratio)
+            lines.append(
+                f"{dtype:<9}{len(mine):4d} cases  worst error {worst.error:.2e} in {worst.what}"
+                f" (plain PyTorch {worst.plain_error:.2e}, limit {worst.limit:.2e})  {case}"
+            )
+        return "\n".join(lines)
+
+
+class Checker:
+    """Compiles a variant once and runs cases on it."""
+
+    def __init__(self, variant: Variant, *, backend: str = "auto") -> None:
+        self.variant = variant
+        self.operator = compile_variant(variant, backend=backend)
+
+    def report(self, cases: Iterable[Case]) -> Report:
+        """Run every case."""
+        return Report(tuple(self.run(case) for case in cases))
+
+    def run(self, case: Case) -> Outcome:
+        """One call of the kernel and two of the oracle, on the numbers of ``case.seed``."""
+        q, k, v, tensors = self.inputs(case)
+
+        def oracle(dtype: torch.dtype | None) -> OracleResult:
+            return attncompiler.oracle.attention(
+                self.variant, q, k, v, q_start=case.q_start, tensors=tensors, dtype=dtype
+            )
+
+        try:
+            exact = oracle(torch.float64)
+        except OutOfRangeError as fault:
+            return Outcome(case, fault=fault)
+        plain = oracle(None)
+        out, stats = self.operator(q, k, v, q_start=case.q_start, return_stats=True, **tensors)
+        comparisons = [_compare("out", out, plain.out, exact.out)]
+        for name, expected in exact.stats.items():
+            comparisons.append(_compare(f"stats.{name}", stats[name], plain.stats[name], expected))
+        return Outcome(case, tuple(comparisons))
+
+    def inputs(self, case: Case) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """q, k, v in the case's layout and the variant's own tensors, drawn from the case's seed."""
+        generator = torch.Generator().manual_seed(case.seed)
+        dtype: torch.dtype = getattr(torch, case.dtype)
+        # Queries twice as wide as usual: scores spread over several units, so that a wrong maximum shows.
+        q = 2 * _draw(generator, case.B, case.H, case.M, case.D)
+        k = _draw(generator, case.B, case.G, case.N, case.D)
+        v = _draw(generator, case.B, case.G, case.N, case.Dv)
+        tensors = self.variant.sample(case.sizes | {"q_start": case.q_start}, generator)
+        return (
+            _lay_out(q.to(dtype), case, shared=False),
+            _lay_out(k.to(dtype), case, shared=True),
+            _lay_out(v.to(dtype), case, shared=True),
+            tensors,
+        )
+
+    def shrink(self, failure: Outcome) -> Outcome:
+        """The smallest failing case reachable by making one size or property simpler at a time."""
+        smallest = failure
+        while True:
+            simpler = (self.run(case) for case in smallest.case.smaller())
+            found = next((outcome for outcome in simpler if not outcome.passed), None)
+            if found is None:
+                return smallest
+            smallest = found
+
+
+def check(variant: Variant, *, cases: int = 32, seed: int = 0, backend: str = "auto") -> Report:
+    """Compare a variant's kernel with its formulas on ``cases`` awkward calls drawn from ``seed``."""
+    drawn = draw_cases(seed, cases, ("float32", "bfloat16", "float16", "float64"))
+    return Checker(variant, backend=backend).report(drawn)
+
+
+def _draw(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _lay_out(x: Tensor, case: Case, *, shared: bool) -> Tensor:
+    """The same numbers under other strides (broadcast: the first batch and head for all)."""
+    match case.layout:
+        case "plain":
+            return x.contiguous()
+        case "swapped":
+            return x.transpose(1, 2).contiguous().transpose(1, 2)
+        case "padded":
+            room = x.new_full((*x.shape[:3], x.shape[3] + 5), math.nan)
+            room[..., : x.shape[3]] = x
+            return room[..., : x.shape[3]]
+        case "broadcast":
+            return x[:1, :1].expand(x.shape) if shared and x.numel() else x.contiguous()
+
+
+def _compare(what: str, found: Tensor, plain: Tensor, exact: Tensor) -> Comparison:
+    """Largest errors; equal infinities and equal NaNs count as no error, any other pair with one as infinite."""
+    if exact.numel() == 0:
+        return Comparison(what, 0.0, 0.0, 0.0)
+    if found.shape != exact.shape:
+        raise AssertionError(f"{what} has shape {tuple(found.shape)}, not {tuple(exact.shape)}")
+    errors = _errors(found, exact)
+    finite = exact[exact.isfinite()]
+    largest = finite.abs().max().item() if finite.numel() else 0.0
+    units = _FLOOR_UNITS[found.dtype]
+    place = int(errors.argmax())
+    position = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), errors.shape))
+    return Comparison(
+        what,
+        error=errors.max().item(),
+        plain_error=_largest_finite(_errors(plain, exact)),
+        floor=units * torch.finfo(found.dtype).eps * largest,
+        position=position,
+        found=found[position].item(),
+        expected=exact[position].item(),
+    )
+
+
+def _errors(found: Tensor, exact: Tensor) -> Tensor:
+    wide = found.to(torch.float64)
+    same = (wide == exact) | (wide.isnan() & exact.isnan())
+    difference = (wide - exact).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+    return torch.where(same, 0.0, difference)
+
+
+def _largest_finite(errors: Tensor) -> float:
+    # Where plain PyTorch overflows it is no yardstick; the kernel is then held to the rest of the result.
+    return errors[errors.isfinite()].max().item() if errors.isfinite().any() else 0.0

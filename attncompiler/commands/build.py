@@ -1,0 +1,138 @@
+"""Turns a variant file into a built kernel: its readable source and a manifest in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from attncompiler.commands.options import (
+    DTYPES,
+    backend_option,
+    torch_dtype,
+    variant_arguments,
+)
+
+if TYPE_CHECKING:
+    from attncompiler.compiler import BuiltKernel
+
+
+@click.command()
+@variant_arguments
+@backend_option
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the source."
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    type=click.Choice(DTYPES),
+    multiple=True,
+    default=("float32",),
+    show_default=True,
+)
+@click.option("--head-dim", type=click.IntRange(1, 512), default=64, show_default=True)
+@click.option("--value-dim", type=click.IntRange(1, 512), help="[default: the head dim]")
+def build(
+    file: Path,
+    name: str | None,
+    settings: tuple[str, ...],
+    backend: str,
+    out: Path | None,
+    dtypes: tuple[str, ...],
+    head_dim: int,
+    value_dim: int | None,
+) -> None:
+    """Build FILE's kernel and say where its readable source is.
+
+    With --out the source and a manifest.json are copied there; the built library stays in the cache, where
+    later runs find it.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    clock = time.perf_counter()
+    with console.status("importing torch"):
+        import torch  # noqa: F401  its own line in the report: it takes longer than a build
+
+        from attncompiler.compiler import compile as compile_variant
+        from attncompiler.variant_file import load_variant
+    clock = _report(console, "import", clock)
+    with console.status(f"deriving {file}"):
+        operator = compile_variant(load_variant(file, name, settings), backend=backend)
+    clock = _report(console, "derive", clock)
+    built: dict[str, BuiltKernel] = {}
+    for dtype in dict.fromkeys(dtypes):
+        with console.status(f"building {dtype}"):
+            built[dtype] = operator.build(
+                dtype=torch_dtype(dtype), head_dim=head_dim, value_dim=value_dim
+            )
+        for stage, seconds in built[dtype].seconds.items():
+            console.print(f"{stage:<10}{seconds:7.3f} s  {dtype}")
+    total = sum(sum(kernel.seconds.values()) for kernel in built.values())
+    cached = all(kernel.cached for kernel in built.values())
+    console.print(f"{'built':<10}{total:7.3f} s" + ("  (found in the cache)" if cached else ""))
+    manifest = _manifest(file, operator.name, head_dim, value_dim or head_dim, built)
+    if out is not None:
+        for path in _publish(out, built, manifest):
+            console.print(f"wrote {path}")
+    else:
+        for kernel in built.values():
+            console.print(f"source  {kernel.path_source}")
+    for kernel in built.values():
+        console.print(f"library {kernel.path_library}")
+
+
+def _report(console: object, stage: str, since: float) -> float:
+    now = time.perf_counter()
+    click.echo(f"{stage:<10}{now - since:7.3f} s")
+    return now
+
+
+def _manifest(
+    file: Path, name: str, head_dim: int, value_dim: int, built: dict[str, BuiltKernel]
+) -> dict[str, object]:
+    from importlib.metadata import version
+
+    return {
+        "variant": name,
+        "file": file.name,
+        "attncompiler": version("attncompiler"),
+        "head_dim": head_dim,
+        "value_dim": value_dim,
+        "kernels": [
+            {
+                "dtype": dtype,
+                "source": _source_name(dtype, kernel),
+                "library": str(kernel.path_library),
+                "seconds": {stage: round(t, 4) for stage, t in kernel.seconds.items()},
+                "cached": kernel.cached,
+            }
+            for dtype, kernel in built.items()
+        ],
+    }
+
+
+def _source_name(dtype: str, kernel: BuiltKernel) -> str:
+    return f"forward_{dtype}{kernel.path_source.suffix}"
+
+
+def _publish(out: Path, built: dict[str, BuiltKernel], manifest: dict[str, object]) -> list[Path]:
+    """Write everything into a folder beside ``out``, then rename: a stop half-way leaves nothing half-written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as part:
+        for dtype, kernel in built.items():
+            shutil.copyfile(kernel.path_source, Path(part) / _source_name(dtype, kernel))
+        (Path(part) / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        out.mkdir(exist_ok=True)
+        # The manifest goes last: whoever finds it finds everything it names.
+        names = sorted(os.listdir(part), key=lambda name: name == "manifest.json")
+        for name in names:
+            os.replace(Path(part) / name, out / name)
+    return [out / name for name in names]

@@ -1,0 +1,78 @@
+"""Turns a variant file into a verdict: its kernel against its own formulas, on the sizes that break kernels."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from attncompiler.commands.options import DTYPES, backend_option, variant_arguments
+
+if TYPE_CHECKING:
+    from attncompiler.cases import Case
+
+
+@click.command()
+@variant_arguments
+@backend_option
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the sizes and the numbers drawn."
+)
+@click.option(
+    "--cases", type=click.IntRange(1), default=32, show_default=True, help="How many calls."
+)
+@click.option(
+    "--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Only these types."
+)
+@click.option("--case", "one", metavar="CASE", help="Only this case, as printed by a failure.")
+def check(
+    file: Path,
+    name: str | None,
+    settings: tuple[str, ...],
+    backend: str,
+    seed: int,
+    cases: int,
+    dtypes: tuple[str, ...],
+    one: str | None,
+) -> None:
+    """Compare FILE's kernel with its definition in float64, on awkward sizes.
+
+    A case passes when the kernel's error is at most twice that of plain PyTorch in the same dtype. Exit status 1
+    when one fails; the smallest failing case found is printed with the command that repeats it.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from attncompiler.cases import draw_cases
+    from attncompiler.check import Checker
+    from attncompiler.variant_file import load_variant
+
+    console = Console(highlight=False, soft_wrap=True)
+    checker = Checker(load_variant(file, name, settings), backend=backend)
+    drawn = [_parse(one)] if one else draw_cases(seed, cases, dtypes or DTYPES)
+    report = checker.report(
+        track(drawn, "checking", console=console, transient=True, disable=not console.is_terminal)
+    )
+    console.print(report.summary())
+    if report.passed:
+        console.print(f"passed: {len(drawn)} cases, seed {seed}")
+        return
+    failure = checker.shrink(report.failures[0])
+    console.print(f"\nFAILED: {len(report.failures)} of {len(drawn)} cases, seed {seed}")
+    console.print(f"smallest failing case: {failure.case}\n{failure.describe()}")
+    options = [f"--name {name}"] if name else []
+    options += [f"--set {setting}" for setting in settings]
+    options += [f'--case "{failure.case}"']
+    console.print(f"repeat it: attncompiler check {file} {' '.join(options)}")
+    sys.exit(1)
+
+
+def _parse(text: str) -> Case:
+    from attncompiler.cases import Case
+
+    try:
+        return Case.parse(text)
+    except ValueError as error:
+        raise click.UsageError(f"--case: {error}") from error

@@ -1,0 +1,52 @@
+"""Turns named calls into times that can be compared: run in turns, so that a slow moment of the machine hits all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of each run of one call."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Seconds of the middle run."""
+        return median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles over the median: 0.1 says half of the runs lie within 10 %."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = quantiles(self.seconds, n=4)
+        return (high - low) / self.median
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int = 7, budget: float = 60.0
+) -> dict[str, Timing]:
+    """Run all calls in turn, ``rounds`` times after one warm-up, or until ``budget`` seconds are spent.
+
+    Every call gets the same number of runs, at least three. The order turns by one each round, so that no call
+    always follows the same neighbour and finds its caches.
+    """
+    names = list(calls)
+    for name in names:
+        calls[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    start = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= 3 and time.perf_counter() - start > budget:
+            break
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            begin = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: Timing(tuple(runs)) for name, runs in seconds.items()}

@@ -1,0 +1,15 @@
+"""ALiBi: scores that fall linearly with the distance, a slope a head (Press et al., arXiv:2108.12409)."""
+
+from attncompiler.dsl import Tensor, Variant, causal
+
+
+class ALiBi(Variant):
+    """The paper's slopes are 2 ** (-8 * (head + 1) / heads): op(q, k, v, slope=...)."""
+
+    slope = Tensor("h", low=0.0, high=0.5)
+
+    def score(self, s, at):
+        return s - self.slope[at.h] * (at.q - at.k)
+
+    def mask(self, at):
+        return causal(at)

@@ -1,0 +1,16 @@
+"""Gemma 2's local layers: soft-capped scores in a causal sliding window (arXiv:2408.00118)."""
+
+from attncompiler.dsl import Variant, causal, tanh
+
+
+class Gemma2Local(Variant):
+    """Scores limited to (-cap, cap); a query sees itself and the ``window - 1`` keys before it."""
+
+    cap: float = 50.0
+    window: int = 1024
+
+    def score(self, s, at):
+        return self.cap * tanh(s / self.cap)
+
+    def mask(self, at):
+        return causal(at) & (at.q - at.k < self.window)

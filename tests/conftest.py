@@ -1,0 +1,34 @@
+"""Turns a plain pytest run into a repeatable one: fixed threads, fixed examples, a build cache of its own."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: its OpenMP pool reads these once. Several workers share the machine, so idle threads
+# sleep instead of spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import hypothesis
+import pytest
+import torch
+
+# `make test` always draws the same examples; HYPOTHESIS_PROFILE=explore draws new and more of them.
+hypothesis.settings.register_profile(
+    "ci", derandomize=True, deadline=None, database=None, print_blob=True
+)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="torch finds no GPU on this machine"))

@@ -1,0 +1,148 @@
+"""Finds where in the user's own file the running expression stands: frames of this package and of torch are skipped."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import sys
+from itertools import islice
+from types import CodeType, FrameType, FunctionType
+
+from attncompiler.ir.location import Location
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def user_location(boundary: CodeType | None = None) -> Location | None:
+    """The innermost frame outside this package; None when the frame of code ``boundary`` comes first."""
+    torch = sys.modules.get("torch")
+    skipped = (_PACKAGE, os.path.dirname(torch.__file__ or "") + os.sep if torch else _PACKAGE)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is boundary:
+            return None
+        if not frame.f_code.co_filename.startswith(skipped):
+            return _location(frame)
+        frame = frame.f_back
+    return None
+
+
+def _location(frame: FrameType) -> Location:
+    code = frame.f_code
+    line = frame.f_lineno
+    if sys.version_info < (3, 11):
+        return Location(code.co_filename, line)
+    first, last, start, end = next(
+        islice(code.co_positions(), frame.f_lasti // 2, None), (line, line, None, None)
+    )
+    if start is None or end is None:
+        return Location(code.co_filename, line)
+    text = linecache.getline(code.co_filename, first or line)
+    # Python counts bytes; a span that goes on over the next lines is shown to the end of its first one.
+    column = len(text.encode()[:start].decode(errors="ignore"))
+    stop = len(text.encode()[:end].decode(errors="ignore")) if last == first else len(text.rstrip())
+    return Location(code.co_filename, first or line, column, max(stop, column + 1))
+
+
+def condition_at(location: Location) -> str:
+    """What asked for the truth of the expression there: ``if``, ``and``, ``chain``, ``max`` ...; "" if unclear."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(location.filename)))
+    except SyntaxError:
+        return ""
+    found = ""
+    for node in ast.walk(tree):  # breadth first: the innermost construct is seen last
+        first, last = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0)
+        if first <= location.line <= last and _covers(node, location):
+            found = _construct(node) or found
+    return found
+
+
+def _covers(node: ast.AST, location: Location) -> bool:
+    test = getattr(node, "test", node)
+    if not location.end_column or not isinstance(test, ast.expr):
+        return test.lineno <= location.line <= (test.end_lineno or test.lineno)
+    before = (test.lineno, test.col_offset) <= (location.line, location.column)
+    return before and (location.line, location.column) < (
+        test.end_lineno or test.lineno,
+        test.end_col_offset or 0,
+    )
+
+
+def _construct(node: ast.AST) -> str:
+    match node:
+        case ast.If() | ast.IfExp():
+            return "if"
+        case ast.While():
+            return "while"
+        case ast.Assert():
+            return "assert"
+        case ast.BoolOp(op=ast.And()):
+            return "and"
+        case ast.BoolOp(op=ast.Or()):
+            return "or"
+        case ast.UnaryOp(op=ast.Not()):
+            return "not"
+        case ast.Compare(ops=ops) if len(ops) > 1:
+            return "chain"
+        case ast.Call(func=ast.Name(id="max" | "min" | "any" | "all" as name)):
+            return name
+        case _:
+            return ""
+
+
+def attribute_location(cls: type, name: str) -> Location | None:
+    """Where a class body defines ``name``; the ``class`` line when it does not; None without a source file."""
+    filename = _source_file(cls)
+    if filename is None:
+        return None
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:
+        return None
+    body = _find_class(tree, "", cls.__qualname__)
+    if body is None:
+        return None
+    for node in body.body:
+        if name in _defined(node):
+            return Location(filename, node.lineno, node.col_offset, _end_of_line(filename, node))
+    return Location(filename, body.lineno)
+
+
+def _source_file(cls: type) -> str | None:
+    for value in vars(cls).values():
+        if isinstance(value, FunctionType):
+            return value.__code__.co_filename
+    return getattr(sys.modules.get(cls.__module__), "__file__", None)
+
+
+def _find_class(node: ast.AST, prefix: str, qualname: str) -> ast.ClassDef | None:
+    for child in ast.iter_child_nodes(node):
+        inner = prefix
+        if isinstance(child, ast.ClassDef):
+            if prefix + child.name == qualname:
+                return child
+            inner = f"{prefix}{child.name}."
+        elif isinstance(child, ast.FunctionDef):
+            inner = f"{prefix}{child.name}.<locals>."
+        found = _find_class(child, inner, qualname)
+        if found is not None:
+            return found
+    return None
+
+
+def _defined(node: ast.stmt) -> tuple[str, ...]:
+    match node:
+        case ast.FunctionDef(name=name):
+            return (name,)
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return (name,)
+        case ast.Assign(targets=targets):
+            return tuple(t.id for t in targets if isinstance(t, ast.Name))
+        case _:
+            return ()
+
+
+def _end_of_line(filename: str, node: ast.stmt) -> int:
+    return len(linecache.getline(filename, node.lineno).rstrip())

@@ -1,0 +1,213 @@
+"""The meaning of every variant: runs the user's own methods on float64 torch tensors over the full [B, H, M, N] grid.
+
+No compiler code is on this path: no symbols, no expressions, no passes. Autograd gives the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attncompiler import errors
+from attncompiler.oracle_values import Elements, OutputPlace, Place, Row, grid
+from attncompiler.preparation import run_prepare
+from attncompiler.sampling import tensor_shape
+from attncompiler.variant import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class OracleResult:
+    """``out`` is [B, H, M, Dv]; ``stats`` maps the name of each kept statistic to [B, H, M]."""
+
+    out: torch.Tensor
+    stats: dict[str, torch.Tensor]
+
+
+def attention(
+    variant: Variant,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    q_start: int = 0,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    params: Mapping[str, float | torch.Tensor] | None = None,
+    scale: float | None = None,
+    dtype: torch.dtype | None = torch.float64,
+) -> OracleResult:
+    """Attention as the variant defines it, dense and differentiable.
+
+    q is [B, H, M, D], k [B, G, N, D], v [B, G, N, Dv], H a multiple of G; query positions start at ``q_start``.
+    ``params`` overrides parameter values, ``scale`` the variant's. ``dtype`` is the precision of everything; None
+    keeps that of q, which is what a dense PyTorch implementation would do. The default scale is 1/sqrt(D) of the
+    q that ``prepare`` returns.
+
+    Raises ShapeError and MissingTensorError for inputs that do not fit, OutOfRangeError (an IndexError) for a tensor
+    read outside its extent at an allowed pair.
+    """
+    real = q.dtype if dtype is None else dtype
+    with _precision(real):
+        values = {n: _parameter(x) for n, x in (variant.parameters() | dict(params or {})).items()}
+        given = {n: _cast(t, real) for n, t in (tensors or {}).items()}
+        q, k, v, given = run_prepare(
+            variant, q.to(real), k.to(real), v.to(real), given, params=params, q_start=q_start
+        )
+        if scale is None:
+            scale = variant.scale if "scale" not in values else float(values["scale"])
+        return _Evaluation(variant, q, k, v, given, values, q_start, scale).run()
+
+
+class _Evaluation:
+    def __init__(
+        self,
+        variant: Variant,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        tensors: dict[str, torch.Tensor],
+        params: dict[str, torch.Tensor],
+        q_start: int,
+        scale: float | None,
+    ) -> None:
+        batch, heads, rows, depth = q.shape
+        groups, keys, width = v.shape[1:]
+        if (
+            groups == 0
+            or heads % groups
+            or k.shape != (batch, groups, keys, depth)
+            or v.shape[0] != batch
+        ):
+            raise errors.ShapeError(
+                name="q, k, v",
+                detail=f"shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} do not fit",
+                fix="q is [B, H, M, D], k [B, G, N, D], v [B, G, N, Dv], H a multiple of G",
+            )
+        sizes = {"B": batch, "H": heads, "G": groups, "M": rows, "N": keys, "D": depth, "Dv": width}
+        self.shape = (batch, heads, rows, keys)
+        self.sizes = sizes
+        self.q_start = q_start
+        self.v = v.repeat_interleave(heads // groups, 1)
+        factor = depth**-0.5 if scale is None else scale
+        self.dot = factor * (q @ k.repeat_interleave(heads // groups, 1).transpose(-1, -2))
+        head = torch.arange(heads).view(1, -1, 1, 1)
+        self.row_indices: dict[str, Any] = {
+            "b": torch.arange(batch).view(-1, 1, 1, 1),
+            "h": head,
+            "g": head // (heads // groups),
+            "q": (torch.arange(rows) + q_start).view(1, 1, -1, 1),
+        }
+        self.pair_indices = {**self.row_indices, "k": torch.arange(keys).view(1, 1, 1, -1), **sizes}
+        self.allowed: torch.Tensor | None = None
+        self.view = self._view(variant, tensors, params)
+
+    def _view(
+        self, variant: Variant, tensors: dict[str, torch.Tensor], params: dict[str, torch.Tensor]
+    ) -> Variant:
+        """A second instance of the class whose parameters and tensors are values: what the slots see as ``self``."""
+        view = object.__new__(type(variant))
+        view.__dict__.update(variant.__dict__)
+        view.__dict__.update({name: grid(value) for name, value in params.items()})
+        free: dict[str, int] = {}
+        for name, declared in variant._tensors.items():
+            if name not in tensors:
+                raise errors.MissingTensorError(
+                    location=declared.location,
+                    variant=type(variant).__name__,
+                    name=name,
+                    axes=", ".join(map(str, declared.axes)),
+                )
+            tensor = tensors[name]
+            free |= {
+                a: n
+                for a, n in zip(declared.axes, tensor.shape, strict=False)
+                if isinstance(a, str) and a not in free
+            }
+            wanted = tensor_shape(declared, free | self.sizes)
+            if tuple(tensor.shape) != wanted:
+                raise errors.ShapeError(
+                    location=declared.location,
+                    name=name,
+                    detail=f"shape {tuple(tensor.shape)}, expected {wanted}",
+                    fix=f"it is declared over {', '.join(map(str, declared.axes)) or 'no axes'}",
+                )
+            elements = Elements(
+                name, tensor, declared.axes, lambda: self.allowed, first_row=self.q_start
+            )
+            view.__dict__[name] = elements if declared.axes else grid(tensor)
+        return view
+
+    def run(self) -> OracleResult:
+        mask = grid(self.view.mask(Place(self.pair_indices))).as_subclass(torch.Tensor)
+        allowed = mask.expand(self.shape)
+        self.allowed = allowed
+        scores = self._scores(allowed)
+        empty = ~allowed.any(-1, keepdim=True)
+        weight, kept = self._weights(scores, allowed, empty)
+        weight = torch.where(allowed, weight, torch.zeros((), dtype=weight.dtype))
+        out = weight @ self.v
+        # Each row of the output counts, also one without keys.
+        self.allowed = None
+        indices = {**self.row_indices, "d": torch.arange(out.shape[-1]).view(1, 1, 1, -1)}
+        place = OutputPlace({**indices, **self.sizes}, tuple(out.shape), kept)
+        final = self._real(self.view.output(grid(out), place)).expand(out.shape)
+        return OracleResult(
+            final, {n: s.expand(*self.shape[:3], 1)[..., 0] for n, s in kept.items()}
+        )
+
+    def _scores(self, allowed: torch.Tensor) -> torch.Tensor:
+        if self.dot.requires_grad:
+            # What a score does at a forbidden pair (0 * inf ...) must not reach q and k.
+            self.dot.register_hook(lambda grad: torch.where(allowed, grad, 0.0))
+        s = self._real(self.view.score(grid(self.dot), Place(self.pair_indices))).expand(self.shape)
+        # Forbidden pairs get a score of their own row, so that no formula overflows there.
+        harmless = torch.where(allowed, s, -torch.inf).detach()
+        anchor = harmless.amax(-1, keepdim=True) if s.shape[-1] else harmless
+        anchor = torch.where(torch.isfinite(anchor), anchor, 0.0)
+        return torch.where(allowed, s, anchor)
+
+    def _weights(
+        self, scores: torch.Tensor, allowed: torch.Tensor, empty: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Weights and kept statistics. Rows without keys pretend to have one, so that their gradients are 0, not nan."""
+        if scores.shape[-1] == 0 or not bool(empty.any()):
+            return self._normalize(scores, allowed)
+        weight, kept = self._normalize(scores, allowed | empty)
+        with torch.no_grad():
+            identities = self._normalize(scores, allowed)[1]
+        return weight, {n: torch.where(empty, identities[n], kept[n]) for n in kept}
+
+    def _normalize(
+        self, scores: torch.Tensor, allowed: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        row = Row(self.pair_indices, allowed)
+        weight = self._real(self.view.normalize(grid(scores), row)).expand(self.shape)
+        return weight, {n: s.to(weight.dtype) for n, s in row.kept.items()}
+
+    def _real(self, value: Any) -> torch.Tensor:
+        return grid(value).as_subclass(torch.Tensor).to(torch.get_default_dtype())
+
+
+def _cast(tensor: torch.Tensor, real: torch.dtype) -> torch.Tensor:
+    if tensor.is_floating_point():
+        return tensor.to(real)
+    return tensor if tensor.dtype == torch.bool else tensor.to(torch.int64)
+
+
+def _parameter(value: float | torch.Tensor) -> torch.Tensor:
+    """A 0-d tensor, so that parameters divide and take methods as symbols do; ints and bools keep their kind."""
+    return value if isinstance(value, torch.Tensor) else torch.tensor(value)
+
+
+@contextmanager
+def _precision(real: torch.dtype) -> Iterator[None]:
+    """Make ``real`` the type that ints become when they meet floats."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(real)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

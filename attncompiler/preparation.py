@@ -1,0 +1,93 @@
+"""Runs the ``prepare`` slot: turns the caller's q, k, v and tensors into those the kernel (or the oracle) sees."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from attncompiler import errors
+from attncompiler.slots import slot_location
+from attncompiler.variant import Variant
+
+if TYPE_CHECKING:
+    import torch
+
+
+def run_prepare(
+    variant: Variant,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    params: Mapping[str, Any] | None = None,
+    q_start: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Call ``variant.prepare`` and add the tensors it returns to those given.
+
+    ``prepare`` receives the declared tensors its signature names (all of them for ``**tensors``), and ``q_start`` when
+    it names that; ``self`` carries the parameters of this call. Raises MissingTensorError for a tensor it names that
+    was not given, PrepareError for a result of another form.
+    """
+    method = getattr(variant, "prepare", None)
+    given = dict(tensors)
+    if method is None:
+        return q, k, v, given
+    view = object.__new__(type(variant))
+    view.__dict__.update(variant.__dict__)
+    view.__dict__.update(params or {})
+    method = view.prepare  # type: ignore[attr-defined]
+    result = method(q, k, v, **_arguments(variant, method, given, q_start))
+    return _checked(variant, result, given)
+
+
+def _arguments(
+    variant: Variant, method: Any, given: dict[str, torch.Tensor], q_start: int
+) -> dict[str, Any]:
+    wanted = list(inspect.signature(method).parameters.values())[3:]
+    found: dict[str, Any] = {}
+    for parameter in wanted:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= given
+        elif parameter.name == "q_start":
+            found["q_start"] = q_start
+        elif parameter.name in given:
+            found[parameter.name] = given[parameter.name]
+        elif parameter.default is parameter.empty:
+            tensor = variant._tensors.get(parameter.name)
+            raise errors.MissingTensorError(
+                location=tensor.location if tensor else slot_location(method),
+                variant=type(variant).__name__,
+                name=parameter.name,
+                axes=", ".join(map(str, tensor.axes)) if tensor else "undeclared",
+            )
+    return found
+
+
+def _checked(
+    variant: Variant, result: object, given: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    import torch
+
+    detail = ""
+    extra: dict[str, torch.Tensor] = {}
+    if not isinstance(result, tuple) or len(result) not in (3, 4):
+        found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        detail = f"it returned {'nothing' if result is None else found}"
+    elif not all(isinstance(t, torch.Tensor) and t.dim() == 4 for t in result[:3]):
+        detail = "q, k and v must be tensors of four axes"
+    elif len(result) == 4:
+        extra = result[3] if isinstance(result[3], dict) else {}
+        unknown = [n for n in extra if n not in variant._tensors]
+        if not isinstance(result[3], dict):
+            detail = f"the fourth result is a {type(result[3]).__name__}, not a dict"
+        elif unknown:
+            detail = f"tensor {unknown[0]!r} is not declared on the class"
+    if detail or not isinstance(result, tuple):
+        raise errors.PrepareError(
+            location=slot_location(getattr(variant, "prepare", None)),
+            variant=type(variant).__name__,
+            detail=detail,
+        )
+    return result[0], result[1], result[2], given | extra

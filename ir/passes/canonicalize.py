@@ -1,12 +1,13 @@
 """Turns a Program into the same Program with constants folded and trivial operations removed.
 
-Takes any verified program; leaves one in which no rule of ``simplify`` applies, so running it again
-changes nothing. Example: ``mask = true and q - 0 >= k`` becomes ``mask = q >= k``; ``score ** 2.0``
-becomes ``score * score``.
+Takes any verified program; leaves one in which no rule of ``simplify`` applies, so running it
+again changes nothing. Example: ``mask = true and q - 0 >= k`` becomes ``mask = q >= k``; ``score
+** 2.0`` becomes ``score * score``.
 
-Every rule is exact for infinities, NaN and signed zeros: ``x * 0``, ``x - x`` and ``x + 0.0`` stay for
-floats (they matter when x is inf, NaN or -0.0) and are removed only for integers. The one deliberate
-choice is ``x ** 0.5``, which becomes ``sqrt(x)`` because torch computes it that way.
+Every rule is exact for infinities, NaN and signed zeros: ``x * 0``, ``x - x`` and ``x + 0.0``
+stay for floats (they matter when x is inf, NaN or -0.0) and are removed only for integers. The
+one deliberate choice is ``x ** 0.5``, which becomes ``sqrt(x)`` because torch computes it that
+way.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from attncompiler.ir.expr import Call, Const, Expr, Index, Size, kind_of
 from attncompiler.ir.passes.fold import fold
 from attncompiler.ir.program import Program
 
-_COMMUTATIVE = frozenset("add mul min max eq ne and or bitand bitor bitxor".split())
+_COMMUTATIVE = frozenset(
+    ["add", "mul", "min", "max", "eq", "ne", "and", "or", "bitand", "bitor", "bitxor"]
+)
 _SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 _LARGEST_POWER = 8

@@ -1,7 +1,8 @@
 """Turns an operator applied to constants into the constant that the interpreter would compute.
 
-Nothing is folded where Python and the machine could differ: NaN operands of arithmetic, two zeros under
-min and max, the remainder of floats, division by zero, shifts out of range, integers beyond 64 bits.
+Nothing is folded where Python and the machine could differ: NaN operands of arithmetic, two zeros
+under min and max, the remainder of floats, division by zero, shifts out of range, integers beyond
+64 bits.
 """
 
 from __future__ import annotations

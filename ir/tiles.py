@@ -1,0 +1,125 @@
+"""Turns a mask into two scalar conditions on a tile: may it hold a pair, does it hold all pairs.
+
+A tile is the set of pairs with q in q_lo..q_hi, k in k_lo..k_hi and h in h_lo..h_hi, all
+included; the corners are the parameters below, and b and g are the same for the whole tile. A
+mask is written as an "or" of "and"s; each "and" is possible unless the ranges of its comparisons
+exclude it. A tile is certain when the opposite of the mask is impossible, so both answers come
+from one rule, and both err only on the safe side: ``possible`` may be true for a tile without a
+pair, ``certain`` false for a full one.
+
+Within an "and", comparisons of one index shrink the box before the others are looked at, and
+comparisons of one linear form are intersected. That makes causal, sliding window, sink and
+window, prefix and chunked masks exact. Example: ``k <= q and q - k < w`` is possible when ``q_hi
+- k_lo >= 0 and q_lo - k_hi < w and 0 < w``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial, reduce
+
+from attncompiler.ir.conjunctions import Conjunction, conjunction
+from attncompiler.ir.expr import Call, Const, Expr, Param, kind_of
+from attncompiler.ir.intervals import Box, Range
+from attncompiler.ir.linear import is_uniform
+from attncompiler.ir.passes.canonicalize import make
+
+CORNERS: dict[str, tuple[Param, Param]] = {
+    axis: (Param(f"{axis}_lo", "int"), Param(f"{axis}_hi", "int")) for axis in "qkh"
+}
+_LARGEST_OR = 24
+_NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
+
+
+@dataclass(frozen=True, slots=True)
+class TileClass:
+    """``possible``: some pair of the tile may be allowed. ``certain``: all of them are."""
+
+    possible: Expr
+    certain: Expr
+
+
+def tile_class(mask: Expr) -> TileClass:
+    """The conditions of a mask (kind bool: indices, parameters, sizes, loads) on the corners.
+
+    Loads are unknown unless all their indices are uniform in a tile; then the result reads them.
+    """
+    box = Box({axis: Range(lo, hi) for axis, (lo, hi) in CORNERS.items()}, may_be)
+    return TileClass(may_be(mask, True, box), negation(may_be(mask, False, box)))
+
+
+def may_be(condition: Expr, truth: bool, box: Box) -> Expr:
+    """Whether a condition can have the given truth value somewhere in the box; sound, see above."""
+    terms = _disjunction(condition, truth)
+    if terms is not None:
+        false: Expr = Const(False)
+        return reduce(partial(make, "or"), (conjunction(t, box) for t in terms), false)
+    match condition:
+        case Call("not", (x,)):
+            return may_be(x, not truth, box)
+        case Call("and" | "or" as op, (x, y)):
+            joined = op if truth else ("or" if op == "and" else "and")
+            return make(joined, may_be(x, truth, box), may_be(y, truth, box))
+        case Call("where", (c, x, y)):
+            first = make("and", may_be(c, True, box), may_be(x, truth, box))
+            return make("or", first, make("and", may_be(c, False, box), may_be(y, truth, box)))
+        case _:
+            return Const(True)
+
+
+def negation(condition: Expr) -> Expr:
+    """The opposite of a condition, pushed down to its comparisons."""
+    match condition:
+        case Call("and", (x, y)):
+            return make("or", negation(x), negation(y))
+        case Call("or", (x, y)):
+            return make("and", negation(x), negation(y))
+        case _:
+            return make("not", condition)
+
+
+def _disjunction(expr: Expr, truth: bool) -> tuple[Conjunction, ...] | None:
+    """``expr == truth`` as an or of ands of literals; None when that is too long."""
+    if isinstance(expr, Const):
+        return ((),) if expr.value == truth else ()
+    if is_uniform(expr):
+        return (((expr, truth),),)
+    match expr:
+        case Call("not", (x,)):
+            return _disjunction(x, not truth)
+        case Call("and" | "or" as op, (x, y)):
+            parts = _disjunction(x, truth), _disjunction(y, truth)
+            return _product(*parts) if (op == "and") == truth else _union(*parts)
+        case Call("where", (c, x, y)):
+            return _union(
+                _product(_disjunction(c, True), _disjunction(x, truth)),
+                _product(_disjunction(c, False), _disjunction(y, truth)),
+            )
+        case Call("eq" | "ne" as op, (x, y)) if kind_of(x) == "bool":
+            same = (op == "eq") == truth
+            return _union(
+                _product(_disjunction(x, True), _disjunction(y, same)),
+                _product(_disjunction(x, False), _disjunction(y, not same)),
+            )
+        case Call("to_bool", (x,)) if kind_of(x) == "int":
+            return _disjunction(make("ne", x, Const(0)), truth)
+        case Call(op, (x, y)) if not truth and op in _NEGATED and kind_of(x) == "int":
+            return _disjunction(make(_NEGATED[op], x, y), True)
+        case _:
+            return (((expr, truth),),)
+
+
+def _union(
+    x: tuple[Conjunction, ...] | None, y: tuple[Conjunction, ...] | None
+) -> tuple[Conjunction, ...] | None:
+    if x is None or y is None or len(x) + len(y) > _LARGEST_OR:
+        return None
+    return tuple(dict.fromkeys(x + y))
+
+
+def _product(
+    x: tuple[Conjunction, ...] | None, y: tuple[Conjunction, ...] | None
+) -> tuple[Conjunction, ...] | None:
+    if x is None or y is None or len(x) * len(y) > _LARGEST_OR:
+        return None
+    return tuple(dict.fromkeys(tuple(dict.fromkeys(a + b)) for a in x for b in y))

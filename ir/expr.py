@@ -225,9 +225,12 @@ def with_children(expr: Expr, new: tuple[Expr, ...]) -> Expr:
             return expr
 
 
-def walk(*roots: Expr) -> Iterator[Expr]:
-    """Every node reachable from the roots, once, operands before users (a topological order)."""
-    seen: set[Expr] = set()
+def walk(*roots: Expr, known: Iterable[Expr] = ()) -> Iterator[Expr]:
+    """Every node reachable from the roots, once, operands before users (a topological order).
+
+    Nodes in ``known`` are skipped, and with them what only they reach.
+    """
+    seen: set[Expr] = set(known)
     stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
     while stack:
         node, ready = stack.pop()

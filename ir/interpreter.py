@@ -29,9 +29,7 @@ def evaluate(
     assert isinstance(real, torch.dtype)
     functions = _functions(real)
     memo: dict[Expr, Tensor] = dict(leaves)
-    for node in walk(expr):
-        if node in memo:
-            continue
+    for node in walk(expr, known=leaves):
         match node:
             case Const(value):
                 memo[node] = torch.tensor(value, dtype=real if isinstance(value, float) else None)

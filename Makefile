@@ -31,7 +31,8 @@ $(ENCODER): $(STAMP)
 	@touch $@
 
 compiler:
-	@for cxx in "$${CXX:-g++}" clang++ c++; do command -v $$cxx >/dev/null && exit 0; done; \
+	@set -- $${CXX:-g++} clang++ c++; command -v "$$1" >/dev/null && exit 0; \
+	    test -n "$$CXX" || for cxx; do command -v "$$cxx" >/dev/null && exit 0; done; \
 	    echo "No C++ compiler found. On Debian or Ubuntu: apt-get install g++; on Fedora: dnf install gcc-c++; or set CXX." >&2; exit 1
 
 check: setup  ## ruff (lint and format) and mypy --strict

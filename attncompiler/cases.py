@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from itertools import cycle, zip_longest
+from typing import Literal, TypeVar, get_args
+
+T = TypeVar("T")
 
 Layout = Literal["plain", "swapped", "padded", "broadcast"]
 
@@ -75,47 +78,46 @@ class Case:
 
 
 def draw_cases(seed: int, count: int, dtypes: Sequence[str]) -> list[Case]:
-    """``count`` cases; the first ones take every length, head dimension, group, layout and type in turn.
+    """``count`` cases, the same for the same seed; 16 of them take each value of each property at least once.
 
-    Kernels are specialised to (dtype, D, Dv), so only about a dozen combinations of these appear: the first
-    type with every head dimension, the others with two.
+    Kernels are specialised to (dtype, D, Dv), so only 16 combinations of these appear: the first type with every
+    head dimension, each other type with two.
     """
     random_ = random.Random(seed)
-    shapes = [(dtypes[0], d, d) for d in HEAD_DIMS] + [(dtypes[0], 64, 31), (dtypes[0], 16, 96)]
-    shapes += [(dtype, d, dv) for dtype in dtypes[1:] for d, dv in ((64, 64), (31, 72))]
+    first, *others = dtypes
+    mine = [(first, d, d) for d in HEAD_DIMS] + [(first, 64, 31), (first, 16, 96)]
+    theirs = [(dtype, d, dv) for d, dv in ((64, 64), (31, 72)) for dtype in others]
     # Types alternate, so that a short run sees all of them.
-    shapes.sort(key=lambda shape: (shapes_before(shapes, shape), dtypes.index(shape[0])))
+    shapes = cycle([s for pair in zip_longest(mine, theirs) for s in pair if s is not None])
+    lengths = list(zip(LENGTHS, LENGTHS[1:] + LENGTHS[:1], strict=True))
+    pairs = _deck(random_, lengths + [(n, m) for m, n in lengths])
+    groups, layouts = _deck(random_, GROUPS), _deck(random_, LAYOUTS)
+    batches, kv_heads = _deck(random_, (1, 2, 1, 2, 0)), _deck(random_, (1, 2, 3))
     cases = []
     for i in range(count):
-        dtype, head_dim, value_dim = shapes[i % len(shapes)]
-        groups = GROUPS[i % len(GROUPS)]
-        kv_heads = random_.choice((1, 2)) if groups > 1 else random_.choice((1, 2, 3))
-        queries, keys = _lengths(i, random_)
+        queries, keys = next(pairs)
+        group, kv_head = next(groups), next(kv_heads)
+        kv_head = min(kv_head, 2) if group > 1 else kv_head
+        dtype, head_dim, value_dim = next(shapes)
         cases.append(
             Case(
-                B=0 if i % 16 == 13 else random_.choice((1, 2)),
-                H=groups * kv_heads,
-                G=kv_heads,
+                B=next(batches),
+                H=group * kv_head,
+                G=kv_head,
                 M=queries,
                 N=keys,
                 D=head_dim,
                 Dv=value_dim,
                 q_start=random_.choice((0, 0, 1, 64, max(keys - queries, 0))),
                 dtype=dtype,
-                layout=LAYOUTS[i % len(LAYOUTS)],
+                layout=next(layouts),
                 seed=seed + i,
             )
         )
     return cases
 
 
-def shapes_before(shapes: Sequence[tuple[str, int, int]], shape: tuple[str, int, int]) -> int:
-    """How many earlier shapes have the same element type."""
-    return sum(other[0] == shape[0] for other in shapes[: shapes.index(shape)])
-
-
-def _lengths(i: int, random_: random.Random) -> tuple[int, int]:
-    # Walks over all lengths for both, each against a different one: longer queries, longer keys, both odd.
-    queries = LENGTHS[i % len(LENGTHS)]
-    keys = LENGTHS[(i + 1 + i // len(LENGTHS)) % len(LENGTHS)]
-    return (queries, keys) if random_.random() < 0.5 else (keys, queries)
+def _deck(random_: random.Random, items: Sequence[T]) -> Iterator[T]:
+    """The items shuffled, again and again: each comes up once before any comes up twice."""
+    while True:
+        yield from random_.sample(items, len(items))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Before torch is imported: its OpenMP pool reads these once. Several workers share the machine, so idle threads
 # sleep instead of spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Kernels are keyed by their whole content, so a cache in the tree can serve run after run; `make clean` empties it.
+os.environ["ATTNCOMPILER_CACHE"] = str(Path(__file__).parents[1] / "build" / "test-cache")
 
 import hypothesis
 import pytest

@@ -21,8 +21,8 @@ def list_() -> None:
                 first = (inspect.getdoc(function) or "").partition("\n")[0]
                 click.echo(f"  {name:<22}{first}")
     click.secho("built kernels", bold=True)
-    kernels = cache.built()
+    kernels = list(cache.entries())
     for path in kernels:
         click.echo(f"  {path}")
     if not kernels:
-        click.echo(f"  none in {cache.folder()}")
+        click.echo(f"  none in {cache.cache_folder()}")

@@ -31,8 +31,6 @@ def user_location(boundary: CodeType | None = None) -> Location | None:
 def _location(frame: FrameType) -> Location:
     code = frame.f_code
     line = frame.f_lineno
-    if sys.version_info < (3, 11):
-        return Location(code.co_filename, line)
     first, last, start, end = next(
         islice(code.co_positions(), frame.f_lasti // 2, None), (line, line, None, None)
     )
@@ -53,21 +51,18 @@ def condition_at(location: Location) -> str:
         return ""
     found = ""
     for node in ast.walk(tree):  # breadth first: the innermost construct is seen last
-        first, last = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0)
-        if first <= location.line <= last and _covers(node, location):
+        if _covers(node, location):
             found = _construct(node) or found
     return found
 
 
 def _covers(node: ast.AST, location: Location) -> bool:
-    test = getattr(node, "test", node)
-    if not location.end_column or not isinstance(test, ast.expr):
-        return test.lineno <= location.line <= (test.end_lineno or test.lineno)
-    before = (test.lineno, test.col_offset) <= (location.line, location.column)
-    return before and (location.line, location.column) < (
-        test.end_lineno or test.lineno,
-        test.end_col_offset or 0,
-    )
+    test: ast.AST = getattr(node, "test", node)
+    if not isinstance(test, ast.expr):
+        return False
+    first = (test.lineno, test.col_offset if location.end_column else 0)
+    last = (test.end_lineno or test.lineno, test.end_col_offset or 0)
+    return first <= (location.line, location.column) < last
 
 
 def _construct(node: ast.AST) -> str:

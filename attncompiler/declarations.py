@@ -44,9 +44,7 @@ class Tensor:
     ) -> None:
         self.axes = axes
         self.dtype = dtype
-        self.kind: Kind = (
-            cast(Kind, dtype) if dtype in ("float", "int", "bool") else torch_kind(dtype)
-        )
+        self.kind: Kind = _KINDS[dtype] if dtype in ("float", "int", "bool") else torch_kind(dtype)
         self.low = low
         self.high = high
         self.extent = extent

@@ -80,7 +80,7 @@ class UnknownFunctionError(AttnCompilerError):
     """A torch function or tensor method that scalar formulas do not have."""
 
     message = "unknown function {name}"
-    advice = "a formula works on one element; the nearest supported functions are {known}"
+    advice = "{fix}"
 
 
 class ArgumentsError(AttnCompilerError):

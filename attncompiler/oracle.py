@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from attncompiler import errors
-from attncompiler.oracle_values import Elements, OutputPlace, Place, Row, grid
+from attncompiler.oracle_values import Elements, OutputPlace, Place, Row, drop_gradient, grid
 from attncompiler.preparation import run_prepare
 from attncompiler.sampling import tensor_shape
 from attncompiler.variant import Variant
@@ -161,7 +161,7 @@ class _Evaluation:
     def _scores(self, allowed: torch.Tensor) -> torch.Tensor:
         if self.dot.requires_grad:
             # What a score does at a forbidden pair (0 * inf ...) must not reach q and k.
-            self.dot.register_hook(lambda grad: torch.where(allowed, grad, 0.0))
+            drop_gradient(self.dot, allowed)
         s = self._real(self.view.score(grid(self.dot), Place(self.pair_indices))).expand(self.shape)
         # Forbidden pairs get a score of their own row, so that no formula overflows there.
         harmless = torch.where(allowed, s, -torch.inf).detach()
@@ -172,7 +172,7 @@ class _Evaluation:
     def _weights(
         self, scores: torch.Tensor, allowed: torch.Tensor, empty: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Weights and kept statistics. Rows without keys pretend to have one, so that their gradients are 0, not nan."""
+        """Weights and kept statistics. Rows without keys pretend to have all, so that gradients are 0, not nan."""
         if scores.shape[-1] == 0 or not bool(empty.any()):
             return self._normalize(scores, allowed)
         weight, kept = self._normalize(scores, allowed | empty)

@@ -32,7 +32,7 @@ class Grid(torch.Tensor):
         if name in ("to", "type"):
             args = tuple(_one_width(a) for a in args)
             kwargs = {key: _one_width(a) for key, a in kwargs.items()}
-        return super().__torch_function__(func, types, args, kwargs)
+        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
     def __round__(self, digits: int | None = None) -> torch.Tensor:
         return self.round() if self.is_floating_point() else self
@@ -53,6 +53,10 @@ def grid(value: Any) -> Grid:
     """``value`` (a tensor or number) as a Grid; numbers are 0-d, floats in the default dtype."""
     tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
     return tensor.as_subclass(Grid)
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> torch.Size:
+    return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class Elements:
@@ -127,7 +131,7 @@ class Elements:
         )
 
     def _load(self, indices: list[Any]) -> Grid:
-        shape = torch.broadcast_shapes(*(i.shape for i in indices))
+        shape = _broadcast(*(i.shape for i in indices))
         if 0 in self.tensor.shape:
             return grid(torch.zeros(shape, dtype=self.tensor.dtype))
         value = self.tensor[tuple(i.expand(shape) for i in indices)]
@@ -138,9 +142,14 @@ class Elements:
         allowed = self.allowed()
         if value.requires_grad and allowed is not None:
             # A forbidden pair has no say in a gradient, not even through 0 * nan.
-            value = value.expand(torch.broadcast_shapes(value.shape, allowed.shape))
-            value.register_hook(lambda grad: torch.where(allowed, grad, 0.0))
+            value = value.expand(_broadcast(value.shape, allowed.shape))
+            drop_gradient(value, allowed)
         return grid(value)
+
+
+def drop_gradient(value: torch.Tensor, allowed: torch.Tensor) -> None:
+    """Make the gradient that flows into ``value`` zero at forbidden pairs."""
+    value.register_hook(lambda grad: torch.where(allowed, grad, 0.0))  # type: ignore[no-untyped-call]
 
 
 def _any_in(allowed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -214,7 +223,7 @@ class OutputPlace(Place):
 
     def _over_features(self, value: Any) -> torch.Tensor:
         x = grid(value).as_subclass(torch.Tensor).to(torch.get_default_dtype())
-        return x.expand(torch.broadcast_shapes(x.shape, self._shape))
+        return x.expand(_broadcast(x.shape, self._shape))
 
     def max(self, value: Any) -> Grid:
         """Largest over the features."""

@@ -16,7 +16,7 @@ from attncompiler.caller import user_location
 from attncompiler.ir.expr import Call, Const, Expr, Load, Param, Stat, children, kind_of
 from attncompiler.ir.location import Location
 from attncompiler.ir.ops import Kind
-from attncompiler.ir.program import Reduction, ReduceOp, TensorDecl
+from attncompiler.ir.program import ReduceOp, Reduction, TensorDecl
 
 if TYPE_CHECKING:
     from attncompiler.symbols import Symbol

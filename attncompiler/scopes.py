@@ -1,12 +1,11 @@
-"""``at`` and ``row`` as the slots see them: turns their attributes into index symbols and reductions into statistics."""
+"""``at`` and ``row`` as the slots see them: turns attributes into index symbols, reductions into statistics."""
 
 from __future__ import annotations
 
-from typing import ClassVar, NoReturn, cast
+from typing import ClassVar, cast
 
-from attncompiler import arithmetic as ar
 from attncompiler import errors
-from attncompiler.ir.expr import Axis, Call, Const, Expr, Index, Size, SizeName, Stat, axes_of, walk
+from attncompiler.ir.expr import Axis, Index, Size, SizeName, Stat, axes_of
 from attncompiler.ir.program import ReduceOp
 from attncompiler.recorder import Recorder
 from attncompiler.symbols import Symbol
@@ -30,10 +29,10 @@ class At:
             return self._recorder.symbol(Size(cast(SizeName, name)))
         if name.startswith("__"):
             raise AttributeError(name)
-        self._unknown(name)
+        raise self._unknown(name)
 
-    def _unknown(self, name: str) -> NoReturn:
-        raise errors.UnknownIndexError(
+    def _unknown(self, name: str) -> errors.UnknownIndexError:
+        return errors.UnknownIndexError(
             location=self._recorder.here(),
             owner=self._name,
             name=name,

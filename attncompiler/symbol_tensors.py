@@ -31,6 +31,11 @@ class TensorSymbol:
         self.indices = indices
         self.recorder = recorder
 
+    @property
+    def axes(self) -> tuple[str | int, ...]:
+        """The declared axes, also those that have an index."""
+        return self.declaration.axes
+
     def __getitem__(self, index: object) -> Symbol | TensorSymbol:
         open_axes = [i for i, known in enumerate(self.indices) if known is None]
         given = list(index) if isinstance(index, tuple) else [index]
@@ -159,10 +164,11 @@ def _refuse(self: TensorSymbol, *other: object) -> NoReturn:
     self.element()
 
 
-for _name in "add sub mul truediv floordiv mod pow and or xor lt le gt ge eq ne".split():
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+for _name in (*_BINARY, "lt", "le", "gt", "ge", "eq", "ne"):
     setattr(TensorSymbol, f"__{_name}__", _refuse)
     setattr(TensorSymbol, f"__r{_name}__", _refuse)
-for _name in "neg abs invert float int index".split():
+for _name in ("neg", "abs", "invert", "float", "int", "index"):
     setattr(TensorSymbol, f"__{_name}__", _refuse)
 
 

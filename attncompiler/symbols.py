@@ -1,4 +1,4 @@
-"""The value a slot method sees while it is traced: Python operators, torch functions and tensor methods become expressions.
+"""The value a slot method sees: turns Python operators, torch functions and methods into expressions.
 
 A Symbol stands for one element. Whatever needs its number (``if``, ``float()``, ``range()``) is an error that names
 the line and says how to write it instead.
@@ -16,7 +16,7 @@ from attncompiler import errors
 from attncompiler.caller import condition_at
 from attncompiler.ir.expr import Expr, kind_of
 from attncompiler.recorder import Recorder, is_torch_tensor
-from attncompiler.symbol_functions import FUNCTIONS, METHODS, PUBLIC_NAMES, apply
+from attncompiler.symbol_functions import FUNCTIONS, METHODS, apply, unknown_function
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ class Symbol:
 
     def _binary(
         self, build: Callable[..., Expr], *head: Any, other: object, swap: bool = False
-    ) -> Any:
+    ) -> Symbol:
         rec = self.recorder
         value = rec.operand(other)
         pair = (value, self.expr) if swap else (self.expr, value)
@@ -251,11 +251,7 @@ class Symbol:
         if name.startswith("_"):
             raise AttributeError(name)
         if name not in METHODS:
-            raise errors.UnknownFunctionError(
-                location=self.recorder.here(),
-                name=f".{name}()",
-                known=errors.nearest(name, PUBLIC_NAMES),
-            )
+            raise unknown_function(self.recorder, name, f".{name}()")
         return partial(apply, self.recorder, METHODS, name, self)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The class a user derives from: turns annotated attributes into run-time parameters and Tensor attributes into inputs."""
+"""The class a user derives from: turns its attributes into parameters, constants and tensor inputs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Turns printed kernels into operators: builds and caches libraries, checks calls, launches."""

@@ -1,0 +1,187 @@
+"""Checks a call of an operator against its declaration, before anything is built or launched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from attncompiler import errors
+from attncompiler.ir.program import TensorDecl
+from attncompiler.runtime.errors import (
+    DeviceError,
+    DtypeError,
+    LayoutError,
+    LimitError,
+    NoGradientError,
+)
+
+ELEMENT_TYPES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float64: "float64",
+}
+CAPTURED_TYPES: dict[str, dict[torch.dtype, str]] = {
+    "float": ELEMENT_TYPES,
+    "int": {
+        torch.int64: "int64",
+        torch.int32: "int32",
+        torch.int16: "int16",
+        torch.int8: "int8",
+        torch.uint8: "uint8",
+    },
+    "bool": {torch.bool: "bool"},
+}
+LARGEST_HEAD = 512
+LARGEST_POSITION = 2**30
+
+
+def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
+    """Raise the error that fits when q, k and v are not what attention takes.
+
+    q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]``; H is a multiple of G; one floating dtype; on the
+    CPU; last axes contiguous; positions below 2**30.
+    """
+    named = (("q", q), ("k", k), ("v", v))
+    for name, x in named:
+        if not isinstance(x, Tensor):
+            raise DtypeError(
+                name=name, detail=f"expected a torch tensor, got {type(x).__name__}", fix="pass a tensor"
+            )
+        if x.dim() != 4:
+            raise errors.ShapeError(
+                name=name,
+                detail=f"it has shape {list(x.shape)}, expected four axes [batch, heads, length, head_dim]",
+                fix=f"reshape it; a single sequence is {name}[None, None]",
+            )
+        _check_storage(name, x)
+        if x.shape[3] > 1 and x.stride(3) != 1:
+            raise LayoutError(name=name, stride=x.stride(3))
+        if x.dtype not in ELEMENT_TYPES:
+            raise DtypeError(
+                name=name,
+                detail=f"elements of type {x.dtype} are not supported",
+                fix="convert it to float32, bfloat16, float16 or float64",
+            )
+    for name, x in named[1:]:
+        if x.dtype != q.dtype:
+            raise DtypeError(
+                name=name, detail=f"it is {x.dtype} and q is {q.dtype}", fix=f"pass {name}.to(q.dtype)"
+            )
+    _check_shapes(q, k, v)
+    if not 0 <= q_start <= LARGEST_POSITION - q.shape[2] or k.shape[2] > LARGEST_POSITION:
+        raise LimitError(
+            name="q_start" if k.shape[2] <= LARGEST_POSITION else "the number of keys",
+            value=q_start if k.shape[2] <= LARGEST_POSITION else k.shape[2],
+            limit="positions run from 0 to 2**30 - 1",
+            fix="split the sequence, or pass the position of the first query",
+        )
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    (batch, heads, _, dim), (k_batch, groups, keys, k_dim) = q.shape, k.shape
+    v_batch, v_groups, v_keys, v_dim = v.shape
+
+    def refuse(name: str, detail: str, fix: str) -> None:
+        raise errors.ShapeError(name=name, detail=detail, fix=fix)
+
+    if k_batch != batch or v_batch != batch:
+        name = "k" if k_batch != batch else "v"
+        refuse(
+            name,
+            f"its batch is {k_batch if name == 'k' else v_batch}, the batch of q is {batch}",
+            f"expand it: {name}.expand({batch}, -1, -1, -1) copies nothing",
+        )
+    if v_groups != groups:
+        refuse("v", f"it has {v_groups} heads, k has {groups}", "give k and v the same heads")
+    if v_keys != keys:
+        refuse("v", f"it has length {v_keys}, k has {keys}", "give k and v the same length")
+    if k_dim != dim:
+        refuse("k", f"its head_dim is {k_dim}, that of q is {dim}", "queries and keys need one head_dim")
+    if heads and (groups == 0 or heads % groups):
+        refuse(
+            "q",
+            f"it has {heads} heads, which is no multiple of the {groups} heads of k and v",
+            "with grouped queries the number of query heads is a multiple of the key/value heads",
+        )
+    for name, size in (("q", dim), ("v", v_dim)):
+        if not 1 <= size <= LARGEST_HEAD:
+            raise LimitError(
+                name=f"the head_dim of {name}",
+                value=size,
+                limit=f"kernels are built for 1 to {LARGEST_HEAD}",
+                fix="split the heads",
+            )
+
+
+def _check_storage(name: str, x: Tensor) -> None:
+    if x.device.type != "cpu":
+        raise DeviceError(name=name, device=x.device)
+    if x.layout != torch.strided:
+        raise DtypeError(name=name, detail=f"its layout is {x.layout}", fix=f"pass {name}.to_dense()")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise NoGradientError(name=name)
+
+
+def check_tensors(
+    variant: str,
+    declarations: Sequence[TensorDecl],
+    given: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+) -> tuple[str, ...]:
+    """The element types of the captured tensors, after checking kinds and extents against the declarations."""
+    free: dict[str, tuple[int, str]] = {}
+    types = []
+    for decl in declarations:
+        x = given.get(decl.name)
+        if x is None:
+            raise errors.MissingTensorError(
+                variant=variant, name=decl.name, axes=", ".join(map(str, decl.axes))
+            )
+        if not isinstance(x, Tensor):
+            raise DtypeError(
+                name=decl.name,
+                detail=f"expected a torch tensor, got {type(x).__name__}",
+                fix="pass a tensor",
+            )
+        _check_storage(decl.name, x)
+        known = CAPTURED_TYPES[decl.kind]
+        if x.dtype not in known:
+            raise DtypeError(
+                name=decl.name,
+                detail=f"it is {x.dtype}, declared as {decl.kind}",
+                fix=f"convert it to one of {', '.join(known.values())}",
+            )
+        types.append(known[x.dtype])
+        _check_extents(decl, x, sizes, free)
+    return tuple(types)
+
+
+_AXIS_SIZES = {"b": "B", "h": "H", "g": "G", "q": "M", "k": "N", "d": "Dv"}
+
+
+def _check_extents(
+    decl: TensorDecl, x: Tensor, sizes: Mapping[str, int], free: dict[str, tuple[int, str]]
+) -> None:
+    axes = ", ".join(map(str, decl.axes))
+    if x.dim() != len(decl.axes):
+        raise errors.ShapeError(
+            name=decl.name,
+            detail=f"it has shape {list(x.shape)}, declared with the axes ({axes})",
+            fix=f"give it {len(decl.axes)} axes",
+        )
+    for position, (axis, found) in enumerate(zip(decl.axes, x.shape, strict=True)):
+        if isinstance(axis, int):
+            wanted, why = axis, "its declaration"
+        elif axis in _AXIS_SIZES:
+            wanted, why = sizes[_AXIS_SIZES[axis]], f"the size of axis {axis!r} in this call"
+        else:
+            wanted, why = free.setdefault(axis, (found, f"axis {axis!r} of {decl.name}"))
+        if found != wanted:
+            raise errors.ShapeError(
+                name=decl.name,
+                detail=f"axis {position} ({axis}) has extent {found}, but {why} is {wanted}",
+                fix=f"its axes are ({axes})",
+            )

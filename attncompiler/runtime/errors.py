@@ -1,0 +1,67 @@
+"""Turns mistakes at build or call time into messages with a remedy; see ``attncompiler/errors.py`` for the form."""
+
+from __future__ import annotations
+
+from attncompiler.errors import AttnCompilerError
+
+
+class BackendError(AttnCompilerError):
+    """A backend name that does not exist or cannot run here."""
+
+    message = "there is no backend {name!r} here"
+    advice = "choose one of {known}"
+
+
+class MissingCompilerError(AttnCompilerError):
+    """No C++ compiler was found."""
+
+    message = "no C++ compiler found: {detail}"
+    advice = (
+        "install one (Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select "
+        "--install) or set CXX to its path"
+    )
+
+
+class CompilerFailedError(AttnCompilerError):
+    """The C++ compiler refused a generated file."""
+
+    message = "{compiler} could not build the kernel of {variant}:\n{output}"
+    advice = (
+        "compilers known to work are GCC 9 and later and Clang 12 and later; set CXX to choose one. "
+        "The source is kept at {source}"
+    )
+
+
+class DtypeError(AttnCompilerError):
+    """An element type the operator does not take, or types that differ."""
+
+    message = "{name}: {detail}"
+    advice = "{fix}"
+
+
+class DeviceError(AttnCompilerError):
+    """A tensor on a device the backend does not run on."""
+
+    message = "{name} is on {device}, the cpp backend runs on the CPU"
+    advice = "move it: {name}.cpu()"
+
+
+class LayoutError(AttnCompilerError):
+    """A tensor whose last axis is not contiguous."""
+
+    message = "{name} has stride {stride} along its last axis, which must be contiguous"
+    advice = "pass {name}.contiguous(), or keep the head dimension last when you transpose"
+
+
+class LimitError(AttnCompilerError):
+    """A size beyond what kernels are built for."""
+
+    message = "{name} is {value}; {limit}"
+    advice = "{fix}"
+
+
+class NoGradientError(AttnCompilerError):
+    """A call that would need a backward pass."""
+
+    message = "{name} requires a gradient, and operators have no backward pass yet"
+    advice = "call the operator under torch.no_grad() or torch.inference_mode(), or pass {name}.detach()"

@@ -1,0 +1,103 @@
+"""Turns a C++ source into a shared library with the machine's own compiler."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from attncompiler.runtime.errors import CompilerFailedError, MissingCompilerError
+
+# Not -ffast-math: it would break the rounding trick of the exponentials and the meaning of infinities.
+OPTIMISATION = (
+    "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-strict-aliasing"
+).split()
+LIBRARY = "-fPIC -fvisibility=hidden -Wno-psabi".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """A C++ compiler and the flags that fit this machine."""
+
+    command: tuple[str, ...]
+    identity: str
+    flags: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Everything about the compiler and the processor that can change a build."""
+        return "\n".join((self.identity, " ".join(self.flags), processor()))
+
+    def build(self, variant: str, source: Path, library: Path) -> None:
+        """Compile ``source`` to ``library``; raises CompilerFailedError with the compiler's words."""
+        compiled = source.with_suffix(".o")
+        self._run(variant, source, ["-c", str(source), "-o", str(compiled)])
+        # The OpenMP symbols stay open: at load they bind to the runtime that torch has already brought in, so
+        # the process keeps one pool of threads.
+        link = [*self.command, "-shared", str(compiled), "-o", str(library)]
+        self._check(variant, source, subprocess.run(link, capture_output=True, text=True, check=False))
+        compiled.unlink()
+
+    def _run(self, variant: str, source: Path, arguments: list[str]) -> None:
+        command = [*self.command, *self.flags, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        self._check(variant, source, done)
+
+    def _check(
+        self, variant: str, source: Path, done: subprocess.CompletedProcess[str]
+    ) -> None:
+        if done.returncode == 0:
+            return
+        kept = Path(os.environ.get("TMPDIR", "/tmp")) / f"attncompiler-{source.name}"
+        shutil.copyfile(source, kept)
+        raise CompilerFailedError(
+            compiler=self.command[0],
+            variant=variant,
+            output=(done.stderr or done.stdout)[-4000:],
+            source=kept,
+        )
+
+
+def find_toolchain() -> Toolchain:
+    """The compiler ``$CXX`` names, else g++, clang++ or c++. Raises MissingCompilerError."""
+    return _toolchain(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+
+
+@cache
+def _toolchain(chosen: str, path: str) -> Toolchain:
+    if chosen:
+        command = tuple(shlex.split(chosen))
+        found = shutil.which(command[0], path=path)
+        if found is None:
+            raise MissingCompilerError(detail=f"CXX is {chosen!r}, which is not a program")
+    else:
+        found = next((w for n in ("g++", "clang++", "c++") if (w := shutil.which(n, path=path))), None)
+        if found is None:
+            raise MissingCompilerError(detail="tried g++, clang++ and c++")
+        command = (found,)
+    native = "-mcpu=native" if platform.machine() in ("arm64", "ppc64le") else "-march=native"
+    flags = (*OPTIMISATION, native, *LIBRARY, *_openmp())
+    stat = Path(found).resolve().stat()
+    identity = f"{' '.join(command)} {Path(found).resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    return Toolchain((found, *command[1:]), identity, flags)
+
+
+def _openmp() -> tuple[str, ...]:
+    # Apple's compiler takes the pragma only through its preprocessor and ships no runtime of its own.
+    return ("-Xpreprocessor", "-fopenmp") if platform.system() == "Darwin" else ("-fopenmp",)
+
+
+@cache
+def processor() -> str:
+    """The processor's model and instruction sets, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        wanted = ("model name", "flags", "Features", "CPU part")
+        lines = info.read_text().split("\n\n")[0].splitlines()
+        return "\n".join(line for line in lines if line.split("\t")[0].strip(" :") in wanted)
+    return f"{platform.machine()} {platform.processor()}"

@@ -7,7 +7,7 @@ import linecache
 import os
 import sys
 from itertools import islice
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType
 
 from attncompiler.ir.location import Location
 
@@ -88,28 +88,20 @@ def _construct(node: ast.AST) -> str:
 
 
 def attribute_location(cls: type, name: str) -> Location | None:
-    """Where a class body defines ``name``; the ``class`` line when it does not; None without a source file."""
-    filename = _source_file(cls)
-    if filename is None:
+    """Where the body of a class that is being defined sets ``name``; its ``class`` line when it does not."""
+    here = user_location()
+    if here is None:
         return None
     try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
+        tree = ast.parse("".join(linecache.getlines(here.filename)))
     except SyntaxError:
-        return None
+        return here
     body = _find_class(tree, "", cls.__qualname__)
-    if body is None:
-        return None
-    for node in body.body:
+    for node in body.body if body is not None else ():
         if name in _defined(node):
-            return Location(filename, node.lineno, node.col_offset, _end_of_line(filename, node))
-    return Location(filename, body.lineno)
-
-
-def _source_file(cls: type) -> str | None:
-    for value in vars(cls).values():
-        if isinstance(value, FunctionType):
-            return value.__code__.co_filename
-    return getattr(sys.modules.get(cls.__module__), "__file__", None)
+            end = len(linecache.getline(here.filename, node.lineno).rstrip())
+            return Location(here.filename, node.lineno, node.col_offset, end)
+    return here
 
 
 def _find_class(node: ast.AST, prefix: str, qualname: str) -> ast.ClassDef | None:
@@ -137,7 +129,3 @@ def _defined(node: ast.stmt) -> tuple[str, ...]:
             return tuple(t.id for t in targets if isinstance(t, ast.Name))
         case _:
             return ()
-
-
-def _end_of_line(filename: str, node: ast.stmt) -> int:
-    return len(linecache.getline(filename, node.lineno).rstrip())

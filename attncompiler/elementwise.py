@@ -101,6 +101,16 @@ def clamp(
     return rec.convert(value, "float") if isinstance(value, float) else as_expr(rec, value)
 
 
+def clamp_min(rec: Recorder, input: Operand, min: Operand) -> Expr:
+    """The input limited from below."""
+    return ar.numeric(rec, "max", input, min)
+
+
+def clamp_max(rec: Recorder, input: Operand, max: Operand) -> Expr:
+    """The input limited from above."""
+    return ar.numeric(rec, "min", input, max)
+
+
 def as_expr(rec: Recorder, value: Operand) -> Expr:
     """A number or expression as an expression of its own kind."""
     return rec.convert(value, kind_of_operand(value))

@@ -61,8 +61,7 @@ def trace(variant: Variant) -> Trace:
     def run(slot: str, *arguments: object) -> Operand:
         rec.slot, rec.slot_location = slot, locations.get(slot)
         with _Note(cls.__name__, slot):
-            result = _call_slot(getattr(view, slot), arguments)
-        return _result(rec, cls.__name__, slot, result)
+            return _call_slot(rec, cls.__name__, slot, getattr(view, slot), arguments)
 
     mask = rec.convert(run("mask", At(rec)), "bool")
     score = rec.convert(run("score", Symbol(Dot(), rec), At(rec)), "float")
@@ -83,8 +82,15 @@ def trace(variant: Variant) -> Trace:
     return _finish(program, variant, rec, locations)
 
 
-def _call_slot(method: Callable[..., object], arguments: tuple[object, ...]) -> object:
-    return method(*arguments)
+def _call_slot(
+    rec: Recorder,
+    variant: str,
+    slot: str,
+    method: Callable[..., object],
+    arguments: tuple[object, ...],
+) -> Operand:
+    """The boundary between the compiler and the user's code: no frame outside it is to blame for a mistake."""
+    return _result(rec, variant, slot, method(*arguments))
 
 
 def _symbolic_view(variant: Variant, rec: Recorder) -> Variant:

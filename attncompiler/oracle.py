@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 from attncompiler import errors
-from attncompiler.oracle_values import Elements, OutputPlace, Place, Row, drop_gradient, grid
+from attncompiler.oracle_values import (
+    Elements,
+    OutputPlace,
+    Place,
+    Row,
+    counted_pairs,
+    drop_gradient,
+    grid,
+)
 from attncompiler.preparation import run_prepare
 from attncompiler.sampling import tensor_shape
 from attncompiler.variant import Variant
@@ -101,7 +109,6 @@ class _Evaluation:
             "q": (torch.arange(rows) + q_start).view(1, 1, -1, 1),
         }
         self.pair_indices = {**self.row_indices, "k": torch.arange(keys).view(1, 1, 1, -1), **sizes}
-        self.allowed: torch.Tensor | None = None
         self.view = self._view(variant, tensors, params)
 
     def _view(
@@ -134,23 +141,21 @@ class _Evaluation:
                     detail=f"shape {tuple(tensor.shape)}, expected {wanted}",
                     fix=f"it is declared over {', '.join(map(str, declared.axes)) or 'no axes'}",
                 )
-            elements = Elements(
-                name, tensor, declared.axes, lambda: self.allowed, first_row=self.q_start
-            )
+            elements = Elements(name, tensor, declared.axes, self.q_start)
             view.__dict__[name] = elements if declared.axes else grid(tensor)
         return view
 
     def run(self) -> OracleResult:
         mask = grid(self.view.mask(Place(self.pair_indices))).as_subclass(torch.Tensor)
         allowed = mask.expand(self.shape)
-        self.allowed = allowed
-        scores = self._scores(allowed)
         empty = ~allowed.any(-1, keepdim=True)
-        weight, kept = self._weights(scores, allowed, empty)
+        outer = counted_pairs.set(allowed)
+        try:
+            weight, kept = self._weights(self._scores(allowed), allowed, empty)
+        finally:
+            counted_pairs.reset(outer)
         weight = torch.where(allowed, weight, torch.zeros((), dtype=weight.dtype))
         out = weight @ self.v
-        # Each row of the output counts, also one without keys.
-        self.allowed = None
         indices = {**self.row_indices, "d": torch.arange(out.shape[-1]).view(1, 1, 1, -1)}
         place = OutputPlace({**indices, **self.sizes}, tuple(out.shape), kept)
         final = self._real(self.view.output(grid(out), place)).expand(out.shape)

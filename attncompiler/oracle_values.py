@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
 from attncompiler import errors
 from attncompiler.caller import user_location
+
+# The pairs at which a tensor read must be in range; None where every one must.
+counted_pairs: ContextVar[torch.Tensor | None] = ContextVar("counted_pairs", default=None)
 
 
 class Grid(torch.Tensor):
@@ -62,8 +66,7 @@ def _broadcast(*shapes: tuple[int, ...]) -> torch.Size:
 class Elements:
     """A tensor read by index expressions: clamped where the pair is forbidden, checked where it is allowed.
 
-    ``allowed`` gives the pairs (or None: all of them count); ``axes`` are the declared names, for messages;
-    ``first_row`` is the position of row 0 of an axis over queries.
+    ``axes`` are the declared names, ``first_row`` is the position of row 0 of an axis over queries.
     """
 
     def __init__(
@@ -71,11 +74,10 @@ class Elements:
         name: str,
         tensor: torch.Tensor,
         axes: tuple[str | int, ...] | None = None,
-        allowed: Callable[[], torch.Tensor | None] = lambda: None,
         first_row: int = 0,
         indices: tuple[Any, ...] | None = None,
     ) -> None:
-        self.name, self.tensor, self.allowed, self.first_row = name, tensor, allowed, first_row
+        self.name, self.tensor, self.first_row = name, tensor, first_row
         self.axes = tuple(range(tensor.dim())) if axes is None else axes
         self.indices = (None,) * tensor.dim() if indices is None else indices
 
@@ -92,9 +94,7 @@ class Elements:
             if not isinstance(value, slice):
                 indices[axis] = self._position(axis, value)
         if any(i is None for i in indices):
-            return Elements(
-                self.name, self.tensor, self.axes, self.allowed, self.first_row, tuple(indices)
-            )
+            return Elements(self.name, self.tensor, self.axes, self.first_row, tuple(indices))
         return self._load(indices)
 
     def _position(self, axis: int, value: Any) -> torch.Tensor:
@@ -113,7 +113,7 @@ class Elements:
         if self.axes[axis] == "q":
             position = position - self.first_row
         bad = (position < 0) | (position >= extent)
-        allowed = self.allowed()
+        allowed = counted_pairs.get()
         if allowed is not None:
             bad = bad & _any_in(allowed, bad)
         if bool(bad.any()):
@@ -139,7 +139,7 @@ class Elements:
             value = value.to(torch.get_default_dtype())
         elif value.dtype != torch.bool:
             value = value.to(torch.int64)
-        allowed = self.allowed()
+        allowed = counted_pairs.get()
         if value.requires_grad and allowed is not None:
             # A forbidden pair has no say in a gradient, not even through 0 * nan.
             value = value.expand(_broadcast(value.shape, allowed.shape))
@@ -149,7 +149,11 @@ class Elements:
 
 def drop_gradient(value: torch.Tensor, allowed: torch.Tensor) -> None:
     """Make the gradient that flows into ``value`` zero at forbidden pairs."""
-    value.register_hook(lambda grad: torch.where(allowed, grad, 0.0))  # type: ignore[no-untyped-call]
+
+    def keep_allowed(grad: torch.Tensor | None) -> torch.Tensor | None:
+        return None if grad is None else torch.where(allowed, grad, 0.0)
+
+    value.register_hook(keep_allowed)  # type: ignore[no-untyped-call]
 
 
 def _any_in(allowed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

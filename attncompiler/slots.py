@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from difflib import get_close_matches
 from types import FunctionType
 
@@ -36,14 +37,19 @@ _ALIASES = {
 }
 
 
-def check_slots(cls: type, base: type) -> None:
-    """Look at the methods the class body defines. Raises MisspelledSlotError or SignatureError."""
+def check_slots(cls: type, tensors: Collection[str]) -> None:
+    """Look at the methods the class body defines; ``tensors`` are the names the class declares.
+
+    Raises MisspelledSlotError, SignatureError, or DeclarationError for a tensor only ``prepare`` knows.
+    """
     for name, value in vars(cls).items():
         function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
         if not isinstance(function, FunctionType) or name.startswith("_"):
             continue
         if name in SLOTS:
             _check_signature(cls, name)
+            if name == "prepare":
+                _check_prepare(cls, function, tensors)
         elif name not in _OTHER_METHODS:
             _check_spelling(cls, name)
 
@@ -75,6 +81,21 @@ def _check_signature(cls: type, slot: str) -> None:
             found=", ".join(map(str, signature.parameters)),
             wanted=", ".join(wanted) + (", **tensors" if slot == "prepare" else ""),
         ) from None
+
+
+def _check_prepare(cls: type, function: FunctionType, tensors: Collection[str]) -> None:
+    """Whatever ``prepare`` takes beyond q, k and v is a declared tensor, ``q_start``, or has a default."""
+    for parameter in list(inspect.signature(function).parameters.values())[4:]:
+        named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        known = parameter.name in tensors or parameter.name == "q_start"
+        if named and not known and parameter.default is parameter.empty:
+            raise errors.DeclarationError(
+                location=attribute_location(cls, "prepare"),
+                variant=cls.__name__,
+                name="prepare",
+                detail=f"it takes {parameter.name!r}, which is no tensor of the class",
+                fix=f"declare {parameter.name} = Tensor(...) in the class",
+            )
 
 
 def slot_location(method: object) -> Location | None:

@@ -118,6 +118,8 @@ def _table() -> dict[str, Builder]:
         "masked_fill": ew.masked_fill,
         "clamp": ew.clamp,
         "clip": ew.clamp,
+        "clamp_min": ew.clamp_min,
+        "clamp_max": ew.clamp_max,
         "max": ew.extremum("max"),
         "min": ew.extremum("min"),
         "round": ew.rounded,

@@ -83,7 +83,7 @@ class Variant:
                 kind = cls._parameters[name]
                 location = attribute_location(cls, name)
                 setattr(cls, name, checked_value(cls.__name__, name, kind, value, location))
-        check_slots(cls, Variant)
+        check_slots(cls, cls._tensors)
 
     def score(self, s: Value, at: Value) -> Value:
         """Return the score of one pair."""

@@ -1,0 +1,86 @@
+"""Mistakes in a variant: each section of frontend_mistakes.txt must give an error at its marked line, with its text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from attncompiler.caller import condition_at
+from attncompiler.dsl import Variant
+from attncompiler.errors import AttnCompilerError, InternalError, nearest
+from attncompiler.frontend import trace
+from attncompiler.ir.location import Location
+
+HEADER = "import math\nimport torch\nfrom attncompiler.dsl import *\n"
+MISTAKES = dict(
+    section.split("\n", 1)
+    for section in Path(__file__).with_name("frontend_mistakes.txt").read_text().split("--- ")[1:]
+)
+
+
+def run(file: Path, source: str) -> None:
+    """Define the variant of a file and trace it."""
+    file.write_text(source)
+    scope: dict[str, type[Variant]] = {}
+    exec(compile(source, str(file), "exec"), scope)
+    trace(scope["V"]())
+
+
+@pytest.mark.parametrize("title", MISTAKES)
+def test_mistake_names_its_line(title: str, tmp_path: Path) -> None:
+    file, source = tmp_path / "variant.py", HEADER + MISTAKES[title]
+    ((line, text),) = (
+        (n, found[1].strip())
+        for n, code in enumerate(source.splitlines(), 1)
+        if (found := re.search("# error: (.*)", code))
+    )
+    with pytest.raises(AttnCompilerError) as caught:
+        run(file, source)
+    error = caught.value
+    assert text in str(error)
+    assert error.location is not None
+    assert (error.location.filename, error.location.line) == (str(file), line)
+    assert "^" in str(error)
+    assert error.remedy
+
+
+def test_the_caret_stands_below_the_expression(tmp_path: Path) -> None:
+    body = "    def score(self, s, at):\n        x = 'äöü'; return s + at.q // 0\n"
+    with pytest.raises(AttnCompilerError) as caught:
+        run(tmp_path / "variant.py", f"{HEADER}class V(Variant):\n{body}")
+    shown = str(caught.value).splitlines()
+    line = next(i for i, text in enumerate(shown) if "äöü" in text)
+    start = shown[line + 1].index("^")
+    assert shown[line][start : start + shown[line + 1].count("^")] == "at.q // 0"
+
+
+def test_the_users_own_exception_passes_with_a_note() -> None:
+    class V(Variant):
+        def score(self, s, at):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError) as caught:
+        trace(V())
+    assert "V.score" in caught.value.__notes__[0]
+
+
+def test_construct_is_found_from_the_source(tmp_path: Path) -> None:
+    file = tmp_path / "f.py"
+    file.write_text("x = a and b\nif (p):\n    pass\n")
+    assert condition_at(Location(str(file), 1, 4, 5)) == "and"
+    assert condition_at(Location(str(file), 2, 4, 5)) == "if"
+    assert condition_at(Location(str(file), 3)) == ""
+    assert condition_at(Location(str(tmp_path / "none.py"), 1)) == ""
+
+
+def test_nearest_names() -> None:
+    assert nearest("tahn", ["tanh", "exp"]) == "tanh"
+    assert nearest("zzz", ["b", "a", "c"]) == "a, b or c"
+    assert nearest("x", []) == ""
+
+
+def test_internal_error_shows_the_stage_and_the_text() -> None:
+    assert "derive" in str(InternalError("derive", "no factor", "exp(s)"))
+    assert str(InternalError("derive", "no factor", "exp(s)")).endswith("exp(s)")

@@ -508,7 +508,7 @@ def _environment() -> jinja2.Environment:
 def _sections(real: str) -> tuple[tuple[str, str], ...]:
     """The (name, text) sections of the mathematics headers for one lane type, in order."""
     found = []
-    for header in (f"math_{real}.h", "math_common.h"):
+    for header in ("math_scalar.h", f"math_{real}.h", "math_common.h"):
         text = (resources.files("attncompiler.templates.cpp") / header).read_text()
         parts = re.split(r"^// \[(\w+)\]\n", text, flags=re.MULTILINE)
         found += [(name, body.strip("\n")) for name, body in zip(parts[1::2], parts[2::2], strict=True)]

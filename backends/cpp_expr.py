@@ -158,7 +158,8 @@ class ScalarPrinter:
             case "to_bool":
                 return f"({texts[0]} != 0)"
             case _:
-                return f"{_function(op)}({', '.join(texts)})"
+                suffix = "_int" if kind_of(args[0]) == "int" else ""
+                return f"{_function(op)}{suffix}({', '.join(texts)})"
 
 
 def _function(op: str) -> str:

@@ -48,8 +48,11 @@ class Scheduler:
         return first if isinstance(self.verdict(body, op, running), Streams) else first + 1
 
     def used(self, roots: Sequence[Expr]) -> frozenset[str]:
-        """The statistics that formulas read, and those that these read in turn."""
-        names = stats_in(*roots)
+        """The statistics that formulas read, and those that these read in turn.
+
+        Reductions over the value features, which the epilogue reads too, are none of them.
+        """
+        names = stats_in(*roots) & {r.name for r in self.reductions}
         for r in reversed(self.reductions):
             if r.name in names:
                 names |= stats_in(r.body)

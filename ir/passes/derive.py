@@ -19,7 +19,8 @@ from attncompiler.ir.passes.factor_sums import factor_sums
 from attncompiler.ir.passes.reasons import explain
 from attncompiler.ir.passes.rescale import Rescaler
 from attncompiler.ir.passes.schedule import Placed, Scheduler
-from attncompiler.ir.passes.split import ONE, Term, split
+from attncompiler.ir.passes.split import split
+from attncompiler.ir.passes.terms import Term, body_product
 from attncompiler.ir.program import Program
 from attncompiler.ir.streaming import Accumulator, RowStat, StreamingPlan
 
@@ -106,17 +107,11 @@ def _join(a: Term, b: Term) -> Term | None:
         return Term(a.above, a.below, make("add", a.body, b.body), a.selected and b.selected)
     if a.selected or b.selected:
         return None  # the rest may be 1/0 for a class of keys that the row does not have
-    above = tuple(f for f in a.above if f in b.above)
-    below = tuple(f for f in a.below if f in b.below)
     bodies = []
-    for t in (a, b):
-        rest = Term(
-            tuple(f for f in t.above if f not in above),
-            tuple(f for f in t.below if f not in below),
-            t.body,
-        )
-        c = rest.coefficient
-        bodies.append(t.body if c is ONE else c if t.body is ONE else make("mul", t.body, c))
+    for t, other in ((a, b), (b, a)):
+        rest = Term(*t.beyond(other), t.body)
+        bodies.append(body_product(t.body, rest.coefficient))
+    above, below = a.shared(b)
     return Term(above, below, make("add", *bodies))
 
 

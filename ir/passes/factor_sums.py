@@ -7,12 +7,14 @@ and every later ``mass`` becomes ``mass_raw / l``; ``top = max(s - mean)`` becom
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from attncompiler.ir.expr import Const, Expr, Stat, is_row_only, stats_in, substitute
 from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.passes.rescale import Refused, Rescaler
-from attncompiler.ir.passes.split import Term, addends, split, total
+from attncompiler.ir.passes.split import split
+from attncompiler.ir.passes.terms import Term, addends, total
 from attncompiler.ir.program import Program, Reduction
 from attncompiler.ir.signs import nonnegative
 from attncompiler.ir.streaming import INFINITY, finite_or_zero
@@ -125,22 +127,29 @@ class _Factoring:
         )
 
     def _extremum(self, reduction: Reduction) -> Expr | None:
-        """max(x + c) = max(x) + c, and max(c x) = c max(x) for c >= 0."""
-        terms = addends(reduction.body)
+        """The reduction in terms of one over a body with shifts and scales taken off; None without any."""
+        body, undo = reduction.body, list[Callable[[Expr], Expr]]()
+        while (step := self._peeled(body)) is not None:
+            body = step[0]
+            undo.append(step[1])
+        if not undo:
+            return None
+        raw = value = self._raw(reduction.name, reduction.op, body)
+        for again in reversed(undo):
+            value = again(value)
+        # The extremum over no keys stays infinite.
+        return make("where", make("lt", make("abs", raw), Const(INFINITY)), value, raw)
+
+    def _peeled(self, body: Expr) -> tuple[Expr, Callable[[Expr], Expr]] | None:
+        """max(x + c) = max(x) + c, and max(c x) = c max(x) for c >= 0: x, and how to put c back."""
+        terms = addends(body)
         shifts = [t for t in terms if is_row_only(t[1]) and stats_in(t[1])]
         rest = [t for t in terms if t not in shifts]
         if shifts and rest and rest[0][0] > 0:
-            raw = self._raw(reduction.name, reduction.op, total(rest))
-            return _unless_infinite(raw, total([(1, raw), *shifts]))
-        products = split(reduction.body, distribute=False, positive=self.rescaler.positive)
-        match products:
-            case [term] if stats_in(term.coefficient) and not is_row_only(reduction.body):
-                if nonnegative(term.coefficient, self.rescaler.positive):
-                    raw = self._raw(reduction.name, reduction.op, term.body)
-                    return _unless_infinite(raw, make("mul", raw, term.plain_coefficient))
+            return total(rest), lambda x: total([(1, x), *shifts])
+        match split(body, distribute=False, positive=self.rescaler.positive):
+            case [term] if stats_in(term.coefficient) and not is_row_only(body):
+                scale = term.plain_coefficient
+                if nonnegative(scale, self.rescaler.positive):
+                    return term.body, lambda x: make("mul", x, scale)
         return None
-
-
-def _unless_infinite(raw: Expr, value: Expr) -> Expr:
-    """``value``, but the extremum over no keys stays infinite."""
-    return make("where", make("lt", make("abs", raw), Const(INFINITY)), value, raw)

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from attncompiler.ir.expr import (
-    Call,
-    Const,
-    Dot,
-    Expr,
-    Index,
-    Load,
-    Local,
-    OldStat,
-    Param,
-    Score,
-    Size,
-    Stat,
-    Value,
-    stats_in,
-)
-from attncompiler.ir.ops import OPS
+from attncompiler.ir.expr import Expr, children, stats_in, walk
 from attncompiler.ir.passes.rescale import Refused
 from attncompiler.ir.passes.schedule import Scheduler
+from attncompiler.ir.printer import print_expression
 from attncompiler.ir.streaming import Accumulator, RowStat, StreamingPlan
 
-_PRECEDENCE = {"or": 1, "and": 2, "<": 3, ">": 3, "<=": 3, ">=": 3, "==": 3, "!=": 3}
-_PRECEDENCE |= {"|": 4, "^": 5, "&": 6, "<<": 7, ">>": 7, "+": 8, "-": 8}
-_PRECEDENCE |= {"*": 9, "/": 9, "//": 9, "%": 9, "**": 11}
+_LARGEST = 400
 _LONGEST = 100
 
 
@@ -34,7 +17,8 @@ def explain(plan: StreamingPlan, scheduler: Scheduler) -> tuple[str, ...]:
     lines = [_stat_line(s, plan, scheduler) for s in plan.stats]
     lines += [_accumulator_line(a, plan) for a in plan.accumulators]
     count = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
-    return (*lines, f"{count} over the keys, {len(plan.accumulators)} accumulated sum(s) of values")
+    sums = "1 sum" if len(plan.accumulators) == 1 else f"{len(plan.accumulators)} sums"
+    return (*lines, f"{count} over the keys, {sums} of values")
 
 
 def _stat_line(stat: RowStat, plan: StreamingPlan, scheduler: Scheduler) -> str:
@@ -44,15 +28,15 @@ def _stat_line(stat: RowStat, plan: StreamingPlan, scheduler: Scheduler) -> str:
     earlier = stats_in(stat.body)
     if not earlier:
         return f"{where} reads no other statistic and streams directly"
-    return f"{where} needs its own pass after {', '.join(sorted(earlier))}: {_refusal(stat, scheduler)}"
-
-
-def _refusal(part: RowStat | Accumulator, scheduler: Scheduler) -> str:
-    op = part.op if isinstance(part, RowStat) else "sum"
-    verdict = scheduler.verdict(part.body, op, stats_in(part.body))
+    verdict = scheduler.verdict(stat.body, stat.op, earlier)
     if isinstance(verdict, Refused):
-        return f"{brief(part.body)} {verdict.why}"
-    return "it could stream, but they are final before another statistic can start"
+        names = ", ".join(sorted(earlier))
+        return f"{where} needs its own pass after {names}: {brief(stat.body)} {verdict.why}"
+    return f"{where} is taken in pass {stat.pass_ + 1}, which comes anyway; {_final(earlier)} there"
+
+
+def _final(stats: frozenset[str]) -> str:
+    return f"{', '.join(sorted(stats))} {'is' if len(stats) == 1 else 'are'} final"
 
 
 def _rescaled(part: RowStat | Accumulator) -> str:
@@ -69,42 +53,18 @@ def _accumulator_line(acc: Accumulator, plan: StreamingPlan) -> str:
     if acc.running:
         return f"{sum_} streams with {', '.join(acc.running)}{_rescaled(acc)}{note}"
     if stats_in(acc.body):
-        return f"{sum_} is summed when {', '.join(sorted(stats_in(acc.body)))} are final{note}"
+        return f"{sum_} is summed in pass {acc.pass_ + 1}, where {_final(stats_in(acc.body))}{note}"
     return f"{sum_} reads no statistic and streams directly{note}"
 
 
 def brief(expr: Expr) -> str:
     """An expression on one line, cut where it is long."""
-    text = _text(expr, 0)
+    size: dict[Expr, int] = {}
+    for node in walk(expr):
+        size[node] = 1 + sum(size[c] for c in children(node))
+    if (
+        size[expr] > _LARGEST
+    ):  # shared parts are written out, so the text of a large one has no bound
+        return "its formula"
+    text = print_expression(expr)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def _text(expr: Expr, outer: int) -> str:
-    match expr:
-        case Const(value):
-            return f"{value:g}" if isinstance(value, float) else str(value)
-        case Param(name) | Size(name) | Stat(name) | Local(name):
-            return name
-        case OldStat(name):
-            return f"{name}_old"
-        case Index(axis):
-            return axis
-        case Dot():
-            return "dot"
-        case Score():
-            return "s"
-        case Value():
-            return "o"
-        case Load(tensor, indices, _):
-            return f"{tensor}[{', '.join(_text(i, 0) for i in indices)}]"
-        case Call(op, args):
-            sign = OPS[op].infix
-            if len(args) == 2 and sign:
-                level = _PRECEDENCE[sign]
-                inner = f"{_text(args[0], level)} {sign} {_text(args[1], level + 1)}"
-                return f"({inner})" if level < outer else inner
-            if sign:
-                return f"{sign}{_text(args[0], 10)}"
-            if op in ("to_float", "to_int"):
-                return _text(args[0], outer)
-            return f"{op}({', '.join(_text(a, 0) for a in args)})"

@@ -33,8 +33,8 @@ from attncompiler.ir.expr import (
 )
 from attncompiler.ir.interpreter import evaluate
 from attncompiler.ir.passes.canonicalize import simplify
-from attncompiler.ir.passes.samples import COUNT, Samples, key_atoms
-from attncompiler.ir.passes.split import ONE
+from attncompiler.ir.passes.samples import COUNT, Samples, is_comparison, key_atoms
+from attncompiler.ir.passes.terms import ONE
 from attncompiler.ir.program import Reduction
 from attncompiler.ir.signs import nonnegative
 from attncompiler.ir.streaming import IDENTITY, readable, row_parts
@@ -129,13 +129,17 @@ def _separable(values: Tensor) -> bool:
 
 
 def _reference(body: Expr, running: frozenset[str], positive: frozenset[str]) -> Expr | None:
-    """The body at one fixed key where it is finite and not 0, whatever the statistics are."""
+    """The body at one fixed key where it is finite and not 0, whatever the statistics are.
+
+    Comparisons that differ from key to key are decided directly, not through the values compared.
+    """
     import torch
 
     keys = key_atoms(body)
     samples = Samples([body], running, positive)
     rows = [n for n in walk(body) if is_row_only(n)]
-    flags = [k for k in keys if kind_of(k) == "bool"]
+    flags = [n for n in walk(body) if n not in rows and is_comparison(n)]
+    flags += [k for k in keys if kind_of(k) == "bool" and k not in flags]
     choices: list[tuple[bool, ...]] = [(True,) * len(flags), (False,) * len(flags)]
     if 1 < len(flags) <= 4:
         choices = list(product((True, False), repeat=len(flags)))

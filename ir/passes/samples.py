@@ -49,13 +49,21 @@ def atoms(*roots: Expr) -> tuple[Expr, ...]:
 
 def _is_atom(node: Expr) -> bool:
     match node:
-        case Call(_, args) if kind_of(node) == "bool":
-            compares = any(kind_of(a) != "bool" for a in args)
-            return compares and not any(isinstance(n, Score | Stat | OldStat) for n in walk(node))
         case Call():
-            return False
+            return is_comparison(node) and not any(
+                isinstance(n, Score | Stat | OldStat) for n in walk(node)
+            )
         case _:
             return True
+
+
+def is_comparison(node: Expr) -> bool:
+    """Whether a node makes a truth value out of numbers."""
+    match node:
+        case Call(_, args):
+            return kind_of(node) == "bool" and any(kind_of(a) != "bool" for a in args)
+        case _:
+            return False
 
 
 class Samples:

@@ -10,55 +10,23 @@ an accumulator share it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from attncompiler.ir.expr import Call, Const, Expr, is_row_only, stats_in, substitute, walk
 from attncompiler.ir.passes.canonicalize import make
+from attncompiler.ir.passes.terms import (
+    ONE,
+    ZERO,
+    Term,
+    addends,
+    body_product,
+    merged,
+    quotient,
+    row_term,
+    total,
+    whole,
+)
 from attncompiler.ir.signs import nonnegative
-from attncompiler.ir.streaming import finite_or_zero
 
-ONE, ZERO = Const(1.0), Const(0.0)
 _MOST_TERMS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """``above / below * body``: products of row-only factors, and what varies with the key.
-
-    ``selected`` says that the body is 0 outside a class of keys. A row without a key of that class may have
-    a coefficient like 1/0 that the formula never evaluates, so such a coefficient is read as 0 there.
-    """
-
-    above: tuple[Expr, ...]
-    below: tuple[Expr, ...]
-    body: Expr
-    selected: bool = False
-
-    @property
-    def coefficient(self) -> Expr:
-        """The row-only factor as one expression, guarded where the term is selected."""
-        value = self.plain_coefficient
-        return finite_or_zero(value) if self.selected and stats_in(value) else value
-
-    @property
-    def plain_coefficient(self) -> Expr:
-        """``above / below`` as it stands."""
-        return _quotient(_product(self.above), _product(self.below))
-
-    def same_factors(self, other: Term) -> bool:
-        """Whether two terms have the same coefficient, factor by factor."""
-        return set(self.above) == set(other.above) and set(self.below) == set(other.below)
-
-
-def _product(factors: tuple[Expr, ...]) -> Expr:
-    result: Expr = ONE
-    for factor in factors:
-        result = factor if result is ONE else make("mul", result, factor)
-    return result
-
-
-def _quotient(above: Expr, below: Expr) -> Expr:
-    return above if below is ONE else make("div", above, below)
 
 
 def split(expr: Expr, *, distribute: bool, positive: frozenset[str] = frozenset()) -> list[Term]:
@@ -75,14 +43,20 @@ def split(expr: Expr, *, distribute: bool, positive: frozenset[str] = frozenset(
 class _Splitter:
     def __init__(self, distribute: bool, positive: frozenset[str]) -> None:
         self.distribute, self.positive = distribute, positive
+        self._memo: dict[Expr, list[Term]] = {}
 
     def terms(self, expr: Expr) -> list[Term]:
+        if expr not in self._memo:
+            self._memo[expr] = self._terms(expr)
+        return self._memo[expr]
+
+    def _terms(self, expr: Expr) -> list[Term]:
         if expr is ZERO:
             return []
         if expr is ONE:
             return [Term((), (), ONE)]
         if is_row_only(expr):
-            return [_row_term(expr)]
+            return [row_term(expr)]
         match expr:
             case Call("mul", (x, y)):
                 found = self._times(expr, self.terms(x), self.terms(y))
@@ -104,19 +78,19 @@ class _Splitter:
             case Call("exp" | "exp2" as op, (x,)):
                 found = _exponential(expr, op, x)
             case _:
-                found = [_whole(expr)]
+                found = [whole(expr)]
         if self.distribute and len(found) == 1 and found[0].body is expr:
             found = self._lifted(expr)
-        return _merged(found)
+        return merged(found)
 
     def _times(self, expr: Expr, left: list[Term], right: list[Term]) -> list[Term]:
         if not self._fits(left, right):
-            return [_whole(expr)]
+            return [whole(expr)]
         return [
             Term(
                 a.above + b.above,
                 a.below + b.below,
-                _body_product(a.body, b.body),
+                body_product(a.body, b.body),
                 a.selected or b.selected,
             )
             for a in left
@@ -125,13 +99,13 @@ class _Splitter:
 
     def _over(self, expr: Expr, left: list[Term], right: list[Term]) -> list[Term]:
         if len(right) != 1:
-            return [_whole(expr)]
+            return [whole(expr)]
         (b,) = right
         return [
             Term(
                 a.above + b.below,
                 a.below + b.above,
-                _quotient(a.body, b.body),
+                quotient(a.body, b.body),
                 a.selected or b.selected,
             )
             for a in left
@@ -145,7 +119,7 @@ class _Splitter:
             (a,), (b,) = left, right
             return [Term(a.above, a.below, make(op, a.body, b.body), a.selected and b.selected)]
         if not self.distribute:
-            return [_whole(expr)]
+            return [whole(expr)]
         if op == "sub":
             right = [Term((*t.above, Const(-1.0)), t.below, t.body, t.selected) for t in right]
         return left + right
@@ -156,16 +130,17 @@ class _Splitter:
             if inner is not None:
                 return self.terms(inner)
             if not self._fits(left, right) or not (left or right):
-                return [_whole(expr)]
+                return [whole(expr)]
             chosen = [Term((make("where", c, t.coefficient, ZERO),), (), t.body) for t in left]
             return chosen + [
                 Term((make("where", c, ZERO, t.coefficient),), (), t.body) for t in right
             ]
         if len(left) == len(right) == 1 and left[0].same_factors(right[0]):
             (a,), (b,) = left, right
-            return [Term(a.above, a.below, make("where", c, a.body, b.body))]
+            if not self.distribute or stats_in(a.body) == stats_in(b.body):
+                return [Term(a.above, a.below, make("where", c, a.body, b.body))]
         if len(left) + len(right) > (_MOST_TERMS if self.distribute else 1):
-            return [_whole(expr)]
+            return [whole(expr)]
         inside = [Term(t.above, t.below, make("where", c, t.body, ZERO), True) for t in left]
         return inside + [
             Term(t.above, t.below, make("where", c, ZERO, t.body), True) for t in right
@@ -187,10 +162,10 @@ class _Splitter:
 
     def _outer(self, expr: Expr, op: str, inner: list[Term]) -> list[Term]:
         if len(inner) != 1:
-            return [_whole(expr)]
+            return [whole(expr)]
         (t,) = inner
         if t.selected or not (op == "abs" or self._positive(t)):
-            return [_whole(expr)]
+            return [whole(expr)]
         match op:
             case "sign":
                 return [Term((), (), make("sign", t.body))]
@@ -204,12 +179,12 @@ class _Splitter:
     def _extremum(self, expr: Expr, op: str, left: list[Term], right: list[Term]) -> list[Term]:
         """max(c x, c y) = c max(x, y) for c >= 0; a side that is 0 goes with any c."""
         if max(len(left), len(right)) != 1:
-            return [_whole(expr)]
+            return [whole(expr)]
         t = (left or right)[0]
         if left and right and not left[0].same_factors(right[0]):
-            return [_whole(expr)]
+            return [whole(expr)]
         if t.selected or not self._positive(t):
-            return [_whole(expr)]
+            return [whole(expr)]
         bodies = (side[0].body if side else ZERO for side in (left, right))
         return [Term(t.above, t.below, make(op, *bodies))]
 
@@ -228,31 +203,7 @@ class _Splitter:
                 ):
                     sides = [self.terms(substitute(expr, {node: side})) for side in (x, y)]
                     return self._select(expr, c, *sides)
-        return [_whole(expr)]
-
-
-def _whole(expr: Expr) -> Term:
-    return Term((), (), expr)
-
-
-def _row_term(expr: Expr) -> Term:
-    match expr:
-        case Call("div", (x, y)):
-            top, bottom = _row_term(x), _row_term(y)
-            return Term(top.above + bottom.below, top.below + bottom.above, ONE)
-        case Call("mul", (x, y)):
-            left, right = _row_term(x), _row_term(y)
-            return Term(left.above + right.above, left.below + right.below, ONE)
-        case _ if expr is ONE:
-            return Term((), (), ONE)
-        case _:
-            return Term((expr,), (), ONE)
-
-
-def _body_product(x: Expr, y: Expr) -> Expr:
-    if x is ONE:
-        return y
-    return x if y is ONE else make("mul", x, y)
+        return [whole(expr)]
 
 
 def _exponential(expr: Expr, op: str, exponent: Expr) -> list[Term]:
@@ -268,41 +219,5 @@ def _exponential(expr: Expr, op: str, exponent: Expr) -> list[Term]:
             case _:
                 rest.append((sign, term))
     if not above and not below:
-        return [_whole(expr)]
+        return [whole(expr)]
     return [Term(tuple(above), tuple(below), make(op, total(rest)))]
-
-
-def addends(expr: Expr, sign: int = 1) -> list[tuple[int, Expr]]:
-    """The signed terms of a sum, from left to right."""
-    match expr:
-        case Call("add", (x, y)):
-            return addends(x, sign) + addends(y, sign)
-        case Call("sub", (x, y)):
-            return addends(x, sign) + addends(y, -sign)
-        case Call("neg", (x,)):
-            return addends(x, -sign)
-        case _:
-            return [(sign, expr)]
-
-
-def total(terms: list[tuple[int, Expr]]) -> Expr:
-    """The sum of signed terms, grouped from the left; 0.0 for none."""
-    result: Expr | None = None
-    for sign, term in terms:
-        if result is None:
-            result = term if sign > 0 else make("neg", term)
-        else:
-            result = make("add" if sign > 0 else "sub", result, term)
-    return ZERO if result is None else result
-
-
-def _merged(terms: list[Term]) -> list[Term]:
-    """One term a distinct body."""
-    merged: dict[Expr, Term] = {}
-    for t in terms:
-        other = merged.get(t.body)
-        if other is None:
-            merged[t.body] = t
-        else:
-            merged[t.body] = Term((make("add", other.coefficient, t.coefficient),), (), t.body)
-    return list(merged.values())

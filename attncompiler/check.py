@@ -9,9 +9,11 @@ result once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -127,6 +129,20 @@ class Checker:
         self.variant = variant
         self.operator = compile_variant(variant, backend=backend)
 
+    def build(self, cases: Iterable[Case]) -> Iterator[str]:
+        """Build the kernels that the cases need, several at once; gives the name of each as it is done."""
+        if hasattr(self.variant, "prepare"):
+            return  # the kernel's head dimensions are known when prepare has run
+        shapes = dict.fromkeys((case.dtype, case.D, case.Dv) for case in cases)
+
+        def build_one(shape: tuple[str, int, int]) -> str:
+            dtype, head_dim, value_dim = shape
+            self.operator.build(dtype=getattr(torch, dtype), head_dim=head_dim, value_dim=value_dim)
+            return f"{dtype} D={head_dim} Dv={value_dim}"
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield from pool.map(build_one, shapes)
+
     def report(self, cases: Iterable[Case]) -> Report:
         """Run every case."""
         return Report(tuple(self.run(case) for case in cases))
@@ -151,7 +167,7 @@ class Checker:
             comparisons.append(_compare(f"stats.{name}", stats[name], plain.stats[name], expected))
         return Outcome(case, tuple(comparisons))
 
-    def inputs(self, case: Case) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def inputs(self, case: Case) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         """q, k, v in the case's layout and the variant's own tensors, drawn from the case's seed."""
         generator = torch.Generator().manual_seed(case.seed)
         dtype: torch.dtype = getattr(torch, case.dtype)

@@ -12,8 +12,9 @@ import attncompiler.oracle
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant
 from attncompiler.frontend import trace
-from attncompiler.peers import Inputs, Refusal, peer
+from attncompiler.peers import Refusal, peer
 from attncompiler.timing import Timing, interleaved
+from attncompiler.torch_formulas import Inputs
 
 # Above this many score elements the float64 reference is computed for three blocks of rows only.
 _WHOLE_REFERENCE = 2**24

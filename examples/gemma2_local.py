@@ -1,6 +1,6 @@
 """Gemma 2's local layers: soft-capped scores in a causal sliding window (arXiv:2408.00118)."""
 
-from attncompiler.dsl import Variant, causal, tanh
+from attncompiler.dsl import Variant, causal, sliding_window, tanh
 
 
 class Gemma2Local(Variant):
@@ -13,4 +13,4 @@ class Gemma2Local(Variant):
         return self.cap * tanh(s / self.cap)
 
     def mask(self, at):
-        return causal(at) & (at.q - at.k < self.window)
+        return causal(at) & sliding_window(at, self.window)

@@ -12,8 +12,9 @@ from attncompiler.comparison import Size, inputs_for
 from attncompiler.dsl import Tensor, Variant, causal, exp, maximum, sigmoid, tanh, where
 from attncompiler.frontend import trace
 from attncompiler.ir.passes.canonicalize import canonicalize
-from attncompiler.peers import Refusal, _module, peer
+from attncompiler.peers import Refusal, peer
 from attncompiler.timing import Timing, interleaved
+from attncompiler.torch_formulas import module
 
 
 class Causal(Variant):
@@ -105,8 +106,8 @@ def test_flex_bodies_compute_the_formulas() -> None:
     inputs = inputs_for(variant, SIZE)
     traced = trace(variant)
     program = canonicalize(traced.program)
-    score_mod = _module(program.score, traced, inputs, ("score", "b", "h", "q", "k"))
-    mask_mod = _module(program.mask, traced, inputs, ("b", "h", "q", "k"))
+    score_mod = module(program.score, traced, inputs, ("score", "b", "h", "q", "k"))
+    mask_mod = module(program.mask, traced, inputs, ("b", "h", "q", "k"))
     b, h, m, n = torch.meshgrid(*(torch.arange(x) for x in (1, 4, 24, 24)), indexing="ij")
     s = 16**-0.5 * inputs.q @ inputs.k.repeat_interleave(2, 1).transpose(-1, -2)
     scores = score_mod(s, b, h, m, n).masked_fill(~mask_mod(b, h, m, n), -torch.inf)
@@ -132,6 +133,44 @@ def test_flex_computes_what_it_accepts(variant: Variant) -> None:
     rows = exact.abs().sum(-1) > 0  # flex is undefined on rows without keys
     with torch.no_grad():
         torch.testing.assert_close(call().double()[rows], exact[rows], rtol=1e-4, atol=1e-4)
+
+
+class Normed(Sigmoid):
+    """An epilogue with reductions over the features, weights from a count and a sum without a mask."""
+
+    gain = Tensor("h", "d")
+
+    def normalize(self, s: Any, row: Any) -> Any:
+        return sigmoid(s - row.mean(s)) / row.count()
+
+    def output(self, o: Any, at: Any) -> Any:
+        return o * (at.mean(o * o) + 1e-3) ** -0.5 * self.gain[at.h, at.d]
+
+
+class Prepared(Causal):
+    """Keys and values turned by ordinary torch first."""
+
+    def prepare(self, q: Any, k: Any, v: Any) -> Any:
+        return torch.cat([q, q], -1), torch.cat([k, -0.5 * k], -1), v
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [Causal(), Strict(), Capped(), Sigmoid(), Gated(), Everything(), Normed(), Prepared()],
+    ids=lambda v: type(v).__name__,
+)
+def test_dense_computes_the_variant(variant: Variant) -> None:
+    inputs = inputs_for(variant, SIZE)
+    call = peer("dense", variant, inputs)
+    assert not isinstance(call, Refusal)
+    tensors = dict(inputs.tensors)
+    exact = attncompiler.oracle.attention(
+        variant, inputs.q, inputs.k, inputs.v, tensors=tensors
+    ).out
+    found = call().double()
+    has_keys = ~found.isnan()  # a row without keys divides by zero in the plain formula
+    assert has_keys.float().mean() > 0.9
+    torch.testing.assert_close(found[has_keys], exact[has_keys], rtol=1e-4, atol=1e-5)
 
 
 def test_dense_is_the_formula_in_the_inputs_type() -> None:

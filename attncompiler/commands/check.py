@@ -52,6 +52,9 @@ def check(
     console = Console(highlight=False, soft_wrap=True)
     checker = Checker(load_variant(file, name, settings), backend=backend)
     drawn = [_parse(one)] if one else draw_cases(seed, cases, dtypes or DTYPES)
+    with console.status("building") as status:
+        for kernel in checker.build(drawn):
+            status.update(f"built {kernel}")
     report = checker.report(
         track(drawn, "checking", console=console, transient=True, disable=not console.is_terminal)
     )

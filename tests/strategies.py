@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
+import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from attncompiler.ir.dense import run_program
 from attncompiler.ir.expr import (
     Call,
     Const,
@@ -159,3 +161,32 @@ def programs(draw: st.DrawFn, depth: int = 2) -> Program:
         output=draw(expressions("float", "bhqd", (Value(), Stat("e"), *stats), depth)),
         dot_factor=draw(st.sampled_from([1.0, 1.4426950408889634])),
     )
+
+
+def run_random(program: Program, seed: int = 0) -> list[torch.Tensor]:
+    """Output and kept statistics of a program on one small random input that gives all it declares."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=random)
+
+    extents: dict[str | int, int] = {"b": 2, "h": 4, "g": 2, "q": 3, "k": 5, "d": 6, "rows": 4}
+    tensors = {}
+    for t in program.tensors:
+        shape = [
+            extents.get(axis, axis) if isinstance(axis, int) else extents[axis] for axis in t.axes
+        ]
+        values = normal(*map(int, shape))
+        tensors[t.name] = values if t.kind == "float" else (values * 3).to(torch.int64)
+    defaults: dict[str, float | int | bool] = {"float": 0.7, "int": 3, "bool": True}
+    params = {p.name: defaults[p.kind] for p in program.params}
+    out, kept = run_program(
+        program,
+        normal(2, 4, 3, 8),
+        normal(2, 2, 5, 8),
+        normal(2, 2, 5, 6),
+        q_start=1,
+        params=params,
+        tensors=tensors,
+    )
+    return [out, *kept.values()]

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attncompiler.ir.expr import Expr, Local
-from attncompiler.ir.program import ParamDecl, Reduction, TensorDecl
+from attncompiler.ir.program import ParamDecl, ReduceOp, Reduction, TensorDecl
 from attncompiler.ir.streaming import StreamingPlan
 
 
@@ -41,7 +41,7 @@ class StatUpdate:
     """Fold the tile's elements into a running statistic; the old value is first multiplied by ``factor``."""
 
     name: str
-    op: str
+    op: ReduceOp
     body: Expr
     factor: Expr | None
 
@@ -63,6 +63,11 @@ class Sweep:
     stats: tuple[StatUpdate, ...]
     weights: tuple[WeightTile, ...]
 
+    @property
+    def parts(self) -> tuple[StatUpdate | WeightTile, ...]:
+        """The statistics, then the weights."""
+        return (*self.stats, *self.weights)
+
 
 @dataclass(frozen=True, slots=True)
 class KernelPass:
@@ -80,6 +85,7 @@ class KernelPass:
 
     @property
     def weights(self) -> tuple[WeightTile, ...]:
+        """The weight tiles of all sweeps."""
         return tuple(w for sweep in self.sweeps for w in sweep.weights)
 
 

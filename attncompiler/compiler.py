@@ -25,9 +25,7 @@ from attncompiler.runtime.errors import BackendError
 from attncompiler.runtime.operator import BuiltKernel, Operator
 from attncompiler.variant import Variant
 
-PASSES: tuple[tuple[str, Callable[[Program], Program]], ...] = (
-    ("canonicalize", canonicalize),
-)
+PASSES: tuple[tuple[str, Callable[[Program], Program]], ...] = (("canonicalize", canonicalize),)
 BACKENDS = ("cpp",)
 
 __all__ = ["PASSES", "BuiltKernel", "Compilation", "Operator", "compile", "compile_levels"]

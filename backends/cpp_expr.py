@@ -14,18 +14,12 @@ from typing import Literal, assert_never
 from attncompiler.ir.expr import (
     Call,
     Const,
-    Dot,
     Expr,
     Index,
     Load,
     Local,
-    OldStat,
     Param,
-    Score,
     Size,
-    Stat,
-    Value,
-    axes_of,
     children,
     kind_of,
     walk,
@@ -42,10 +36,11 @@ INFIX = {
     "bitand": "&", "bitor": "|", "bitxor": "^", "shl": "<<", "shr": ">>",
 }  # fmt: skip
 COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
-FUNCTIONS = frozenset(
-    "exp exp2 expm1 log log2 log1p sqrt rsqrt tanh sigmoid erf sin cos floor ceil trunc round pow "
-    "sign abs min max floordiv mod bit_length".split()
-)
+FUNCTIONS = {
+    *("exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "tanh", "sigmoid", "erf"),
+    *("sin", "cos", "floor", "ceil", "trunc", "round", "pow", "sign", "abs", "min", "max"),
+    *("floordiv", "mod", "bit_length"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +67,7 @@ def constant(value: bool | int | float) -> str:
     if isinstance(value, int):
         return f"{value}LL" if abs(value) > INT32_MAX else str(value)
     if value != value:
-        return "real(__builtin_nan(\"\"))"
+        return 'real(__builtin_nan(""))'
     if value in (float("inf"), float("-inf")):
         return "-infinity" if value < 0 else "infinity"
     return f"real({value!r})"
@@ -117,7 +112,7 @@ def _bound(node: Expr, memo: dict[Expr, int], tensor_bounds: Mapping[str, int]) 
                 case "bit_length":
                     return 64
                 case "bitand" | "bitor" | "bitxor":
-                    return 2 ** max(x.bit_length() for x in ints)
+                    return 1 << max(x.bit_length() for x in ints)
     return WIDE
 
 
@@ -128,6 +123,7 @@ class ScalarPrinter:
         self.leaf = leaf
 
     def __call__(self, expr: Expr) -> str:
+        """The C++ text of an expression."""
         match expr:
             case Const(value):
                 return constant(value)
@@ -206,6 +202,7 @@ class LanePrinter:
         return made
 
     def __call__(self, expr: Expr) -> Text:
+        """The C++ text of an expression and the type of its lanes."""
         if expr in self.names:
             return self.names[expr]
         match expr:
@@ -226,6 +223,7 @@ class LanePrinter:
                 return self.leaf(expr)
 
     def int_lane(self, expr: Expr) -> Lane:
+        """The narrowest lanes that hold an integer expression."""
         if not self.narrow:
             return "i"
         return "i" if bound(expr, self.tensor_bounds) <= INT32_MAX else "w"

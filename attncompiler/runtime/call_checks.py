@@ -48,7 +48,9 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
     for name, x in named:
         if not isinstance(x, Tensor):
             raise DtypeError(
-                name=name, detail=f"expected a torch tensor, got {type(x).__name__}", fix="pass a tensor"
+                name=name,
+                detail=f"expected a torch tensor, got {type(x).__name__}",
+                fix="pass a tensor",
             )
         if x.dim() != 4:
             raise errors.ShapeError(
@@ -68,7 +70,9 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
     for name, x in named[1:]:
         if x.dtype != q.dtype:
             raise DtypeError(
-                name=name, detail=f"it is {x.dtype} and q is {q.dtype}", fix=f"pass {name}.to(q.dtype)"
+                name=name,
+                detail=f"it is {x.dtype} and q is {q.dtype}",
+                fix=f"pass {name}.to(q.dtype)",
             )
     _check_shapes(q, k, v)
     if not 0 <= q_start <= LARGEST_POSITION - q.shape[2] or k.shape[2] > LARGEST_POSITION:
@@ -99,7 +103,11 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     if v_keys != keys:
         refuse("v", f"it has length {v_keys}, k has {keys}", "give k and v the same length")
     if k_dim != dim:
-        refuse("k", f"its head_dim is {k_dim}, that of q is {dim}", "queries and keys need one head_dim")
+        refuse(
+            "k",
+            f"its head_dim is {k_dim}, that of q is {dim}",
+            "queries and keys need one head_dim",
+        )
     if heads and (groups == 0 or heads % groups):
         refuse(
             "q",
@@ -120,7 +128,9 @@ def _check_storage(name: str, x: Tensor) -> None:
     if x.device.type != "cpu":
         raise DeviceError(name=name, device=x.device)
     if x.layout != torch.strided:
-        raise DtypeError(name=name, detail=f"its layout is {x.layout}", fix=f"pass {name}.to_dense()")
+        raise DtypeError(
+            name=name, detail=f"its layout is {x.layout}", fix=f"pass {name}.to_dense()"
+        )
     if x.requires_grad and torch.is_grad_enabled():
         raise NoGradientError(name=name)
 

@@ -64,4 +64,6 @@ class NoGradientError(AttnCompilerError):
     """A call that would need a backward pass."""
 
     message = "{name} requires a gradient, and operators have no backward pass yet"
-    advice = "call the operator under torch.no_grad() or torch.inference_mode(), or pass {name}.detach()"
+    advice = (
+        "call the operator under torch.no_grad() or torch.inference_mode(), or pass {name}.detach()"
+    )

@@ -166,7 +166,8 @@ class Operator:
                 raise errors.UnknownArgumentError(
                     variant=self.name,
                     name=name,
-                    known=errors.nearest(name, known) or "only q, k, v, q_start, scale and return_stats",
+                    known=errors.nearest(name, known)
+                    or "only q, k, v, q_start, scale and return_stats",
                 )
         return params, tensors
 

@@ -1,4 +1,8 @@
-"""Turns a C++ source into a shared library with the machine's own compiler."""
+"""Turns a C++ source into a shared library with the machine's own compiler.
+
+``$CXX`` chooses the compiler; ``$ATTNCOMPILER_CXXFLAGS`` adds flags after ours, so that it can narrow the instruction
+set: ``-mno-avx512f`` (AVX2) or ``-march=x86-64`` (SSE2). Both are part of a build's key in the cache.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,10 +19,15 @@ from pathlib import Path
 from attncompiler.runtime.errors import CompilerFailedError, MissingCompilerError
 
 # Not -ffast-math: it would break the rounding trick of the exponentials and the meaning of infinities.
-OPTIMISATION = (
-    "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fno-strict-aliasing"
-).split()
-LIBRARY = "-fPIC -fvisibility=hidden -Wno-psabi".split()
+OPTIMISATION = [
+    "-std=c++17",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fno-strict-aliasing",
+]
+LIBRARY = ["-fPIC", "-fvisibility=hidden", "-Wno-psabi"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,9 @@ class Toolchain:
         # The OpenMP symbols stay open: at load they bind to the runtime that torch has already brought in, so
         # the process keeps one pool of threads.
         link = [*self.command, "-shared", str(compiled), "-o", str(library)]
-        self._check(variant, source, subprocess.run(link, capture_output=True, text=True, check=False))
+        self._check(
+            variant, source, subprocess.run(link, capture_output=True, text=True, check=False)
+        )
         compiled.unlink()
 
     def _run(self, variant: str, source: Path, arguments: list[str]) -> None:
@@ -48,12 +60,11 @@ class Toolchain:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         self._check(variant, source, done)
 
-    def _check(
-        self, variant: str, source: Path, done: subprocess.CompletedProcess[str]
-    ) -> None:
+    def _check(self, variant: str, source: Path, done: subprocess.CompletedProcess[str]) -> None:
         if done.returncode == 0:
             return
-        kept = Path(os.environ.get("TMPDIR", "/tmp")) / f"attncompiler-{source.name}"
+        # A folder of its own: another user or process may be failing at the same moment.
+        kept = Path(tempfile.mkdtemp(prefix="attncompiler-")) / source.name
         shutil.copyfile(source, kept)
         raise CompilerFailedError(
             compiler=self.command[0],
@@ -65,23 +76,26 @@ class Toolchain:
 
 def find_toolchain() -> Toolchain:
     """The compiler ``$CXX`` names, else g++, clang++ or c++. Raises MissingCompilerError."""
-    return _toolchain(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+    names = ("CXX", "PATH", "ATTNCOMPILER_CXXFLAGS")
+    return _toolchain(*(os.environ.get(name, "") for name in names))
 
 
 @cache
-def _toolchain(chosen: str, path: str) -> Toolchain:
+def _toolchain(chosen: str, path: str, extra: str) -> Toolchain:
     if chosen:
         command = tuple(shlex.split(chosen))
         found = shutil.which(command[0], path=path)
         if found is None:
             raise MissingCompilerError(detail=f"CXX is {chosen!r}, which is not a program")
     else:
-        found = next((w for n in ("g++", "clang++", "c++") if (w := shutil.which(n, path=path))), None)
+        found = next(
+            (w for n in ("g++", "clang++", "c++") if (w := shutil.which(n, path=path))), None
+        )
         if found is None:
             raise MissingCompilerError(detail="tried g++, clang++ and c++")
         command = (found,)
     native = "-mcpu=native" if platform.machine() in ("arm64", "ppc64le") else "-march=native"
-    flags = (*OPTIMISATION, native, *LIBRARY, *_openmp())
+    flags = (*OPTIMISATION, native, *LIBRARY, *_openmp(), *shlex.split(extra))
     stat = Path(found).resolve().stat()
     identity = f"{' '.join(command)} {Path(found).resolve()} {stat.st_size} {stat.st_mtime_ns}"
     return Toolchain((found, *command[1:]), identity, flags)

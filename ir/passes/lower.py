@@ -63,8 +63,9 @@ def lower(plan: StreamingPlan) -> Kernel:
     def flat(expr: Expr) -> Expr:
         return flatten_loads(expr, tensors)
 
-    bodies = [flat(x.body) for x in (*plan.stats, *plan.accumulators)]
-    factors = [flat(x.factor) for x in (*plan.stats, *plan.accumulators) if x.factor is not None]
+    parts: list[RowStat | Accumulator] = [*plan.stats, *plan.accumulators]
+    bodies = [flat(x.body) for x in parts]
+    factors = [flat(x.factor) for x in parts if x.factor is not None]
     inner = [flat(program.score), flat(program.mask), *bodies, *factors]
     # A load over heads and keys but not queries is one scalar a key when all rows of a block share the head.
     packs = not any(
@@ -219,7 +220,7 @@ def _lower_pass(
 
     score = values.place(flat(plan.program.score))
     mask = None if plan.program.mask is Const(True) else values.place(flat(plan.program.mask))
-    last = max((x.sweep for x in (*stats, *accumulators)), default=0)
+    last = max([0, *(s.sweep for s in stats), *(a.sweep for a in accumulators)])
     sweeps = []
     for sweep in range(last + 1):
         updates = tuple(
@@ -229,7 +230,8 @@ def _lower_pass(
         weights = tuple(
             WeightTile(a.name, body(a), factor(a)) for a in accumulators if sweep == last
         )
-        read = {n for x in (*updates, *weights) for n in walk(x.body, *filter(None, [x.factor]))}
+        parts: list[StatUpdate | WeightTile] = [*updates, *weights]
+        read = {n for x in parts for n in walk(x.body, *filter(None, [x.factor]))}
         lanes = tuple(let for let in values.lanes.lets() if let.local in read)
         sweeps.append(Sweep(lanes, updates, weights))
     return KernelPass(

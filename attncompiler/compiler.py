@@ -17,6 +17,8 @@ from attncompiler.ir.kernel import Kernel
 from attncompiler.ir.passes.canonicalize import canonicalize
 from attncompiler.ir.passes.derive import derive
 from attncompiler.ir.passes.lower import lower
+from attncompiler.ir.passes.merge_reductions import merge_reductions
+from attncompiler.ir.passes.stabilize import stabilize
 from attncompiler.ir.printer import print_program
 from attncompiler.ir.program import Program
 from attncompiler.ir.streaming import StreamingPlan

@@ -19,14 +19,8 @@ from pathlib import Path
 from attncompiler.runtime.errors import CompilerFailedError, MissingCompilerError
 
 # Not -ffast-math: it would break the rounding trick of the exponentials and the meaning of infinities.
-OPTIMISATION = [
-    "-std=c++17",
-    "-O3",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-    "-fno-strict-aliasing",
-]
+OPTIMISATION = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math")
+EXACTNESS = ("-ffp-contract=fast", "-fno-strict-aliasing")
 LIBRARY = ["-fPIC", "-fvisibility=hidden", "-Wno-psabi"]
 
 
@@ -95,7 +89,7 @@ def _toolchain(chosen: str, path: str, extra: str) -> Toolchain:
             raise MissingCompilerError(detail="tried g++, clang++ and c++")
         command = (found,)
     native = "-mcpu=native" if platform.machine() in ("arm64", "ppc64le") else "-march=native"
-    flags = (*OPTIMISATION, native, *LIBRARY, *_openmp(), *shlex.split(extra))
+    flags = (*OPTIMISATION, *EXACTNESS, native, *LIBRARY, *_openmp(), *shlex.split(extra))
     stat = Path(found).resolve().stat()
     identity = f"{' '.join(command)} {Path(found).resolve()} {stat.st_size} {stat.st_mtime_ns}"
     return Toolchain((found, *command[1:]), identity, flags)

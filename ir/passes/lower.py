@@ -145,8 +145,9 @@ class Hoisted:
             self.table[expr] = Let(local, expr if value is None else value)
         return self.table[expr].local
 
-    def lets(self, since: int = 0) -> tuple[Let, ...]:
-        return tuple(self.table.values())[since:]
+    def lets(self) -> tuple[Let, ...]:
+        """All values, in the order they were first needed."""
+        return tuple(self.table.values())
 
 
 class _PassValues:
@@ -231,7 +232,8 @@ def _lower_pass(
             WeightTile(a.name, body(a), factor(a)) for a in accumulators if sweep == last
         )
         parts: list[StatUpdate | WeightTile] = [*updates, *weights]
-        read = {n for x in parts for n in walk(x.body, *filter(None, [x.factor]))}
+        factors = [x.factor for x in parts if x.factor is not None]
+        read = set(walk(*(x.body for x in parts), *factors))
         lanes = tuple(let for let in values.lanes.lets() if let.local in read)
         sweeps.append(Sweep(lanes, updates, weights))
     return KernelPass(

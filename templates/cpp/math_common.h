@@ -1,12 +1,5 @@
 // Functions of both lane types, and their scalar forms. Each section is printed only where a kernel needs it.
 
-// [any]
-INLINE bool any(vint mask) {
-  lane_int r = 0;
-  for (int i = 0; i < VL; i++) r |= mask[i];
-  return r != 0;
-}
-
 // [max_number]
 // The larger number; y where either is NaN, as the machine instruction has it.
 INLINE vreal max_number(vreal x, vreal y) {

@@ -173,6 +173,13 @@ INLINE vreal log1p(vreal x) {
   return u == splat(real(infinity)) || u == vreal{} ? log(u) : y;
 }
 
+// [any]
+INLINE bool any(vint mask) {
+  lane_int r = 0;
+  for (int i = 0; i < VL; i++) r |= mask[i];
+  return r != 0;
+}
+
 // [sin_far]
 static __attribute__((noinline)) vreal sin_far(vreal x) { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_sinf(x[i]); return r; }
 

@@ -47,11 +47,13 @@ def run_program(
     }
 
     def values(expr: Expr, leaves: dict[Expr, Tensor], extent: int) -> Tensor:
-        return evaluate(expr, leaves, _loader(captured), real).expand(batch, heads, rows, extent)
+        return evaluate(expr, leaves, clamped_loader(captured), real).expand(
+            batch, heads, rows, extent
+        )
 
-    base = _indices(q, k, v, q_start)
+    base = index_leaves(q, k, v, q_start)
     for name, value in (params or {}).items():
-        base |= _parameter(name, value, real)
+        base |= parameter_leaves(name, value, real)
     pairs = dict(base)
     factor = program.dot_factor * (width**-0.5 if scale is None else scale)
     shared = heads // max(groups, 1)
@@ -72,7 +74,8 @@ def run_program(
     return values(program.output, base, out.shape[-1]), kept
 
 
-def _indices(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> dict[Expr, Tensor]:
+def index_leaves(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> dict[Expr, Tensor]:
+    """Values of the indices and sizes, broadcasting over [B, H, M, N] (the last axis is that of d for d)."""
     import torch
 
     (batch, heads, rows, width), (_, groups, keys, _) = q.shape, k.shape
@@ -94,7 +97,7 @@ def _indices(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> dict[Expr, Tensor
     }
 
 
-def _parameter(name: str, value: float | int | bool, real: torch.dtype) -> dict[Expr, Tensor]:
+def parameter_leaves(name: str, value: float | int | bool, real: torch.dtype) -> dict[Expr, Tensor]:
     """A value for each kind that the parameter may have been declared with."""
     import torch
 
@@ -105,7 +108,9 @@ def _parameter(name: str, value: float | int | bool, real: torch.dtype) -> dict[
     return found
 
 
-def _loader(tensors: Mapping[str, Tensor]) -> Loader:
+def clamped_loader(tensors: Mapping[str, Tensor]) -> Loader:
+    """Reads elements; indices are moved into the tensor, a negative constant one counts from the end."""
+
     def load(name: str, indices: tuple[Tensor, ...]) -> Tensor:
         tensor = tensors[name]
         if not indices:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from attncompiler.ir.dense import run_program
 from attncompiler.ir.expr import (
     Call,
     Const,
@@ -15,14 +16,13 @@ from attncompiler.ir.expr import (
     Load,
     Param,
     Score,
-    Size,
     Stat,
-    Value,
     kind_of,
 )
-from attncompiler.ir.interpreter import evaluate
 from attncompiler.ir.passes.canonicalize import canonicalize
 from attncompiler.ir.program import ParamDecl, Program, Reduction, TensorDecl
+from attncompiler.ir.streaming import StreamingPlan
+from attncompiler.ir.streaming_run import run_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,42 +225,30 @@ def inputs(seed: int, m: int = 5, n: int = 37, spread: float = 3.0, q_start: int
 
 def dense(program: Program, x: Inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Output and kept statistics of a program, over the full grid, in float64."""
-    heads, groups, n = x.query.shape[1], x.key.shape[1], x.key.shape[2]
-    key = x.key.repeat_interleave(heads // groups, dim=1)
-    value = x.value.repeat_interleave(heads // groups, dim=1)
-    grid = (*x.query.shape[:3], n)
-    leaves: dict[Expr, torch.Tensor] = {
-        Dot(): x.query @ key.transpose(-1, -2),
-        Index("h"): torch.arange(heads)[:, None, None],
-        Index("q"): torch.arange(grid[2])[:, None] + x.q_start,
-        Index("k"): torch.arange(n),
-        Size("N"): torch.tensor(n),
-    }
-    for p in program.params:
-        leaves[Param(p.name, p.kind)] = torch.tensor(
-            PARAMS[p.name], dtype=torch.float64 if p.kind == "float" else torch.int64
-        )
+    return run_program(
+        program,
+        x.query,
+        x.key,
+        x.value,
+        q_start=x.q_start,
+        scale=1.0,
+        params=PARAMS,
+        tensors=x.tensors,
+    )
 
-    def load(name: str, indices: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        sizes = x.tensors[name].shape
-        return x.tensors[name][
-            tuple(i.clamp(0, s - 1) for i, s in zip(indices, sizes, strict=True))
-        ]
 
-    def over(expr: Expr, shape: tuple[int, ...] = grid) -> torch.Tensor:
-        return torch.broadcast_to(evaluate(expr, leaves, load), shape)
-
-    leaves[Score()] = over(program.score)
-    allowed = over(program.mask).to(torch.bool)
-    for r in program.reductions:
-        body = over(r.body)
-        if r.op == "sum":
-            total = torch.where(allowed, body, 0.0).sum(-1, keepdim=True)
-        elif r.op == "max":
-            total = torch.where(allowed, body, -torch.inf).amax(-1, keepdim=True)
-        else:
-            total = torch.where(allowed, body, torch.inf).amin(-1, keepdim=True)
-        leaves[Stat(r.name)] = total
-    leaves[Value()] = torch.where(allowed, over(program.weight), 0.0) @ value
-    kept = {name: over(e, (*grid[:3], 1))[..., 0] for name, e in program.kept}
-    return over(program.output, tuple(leaves[Value()].shape)), kept
+def streamed(
+    plan: StreamingPlan, x: Inputs, tiles: list[torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The same of a plan, tile by tile."""
+    return run_plan(
+        plan,
+        x.query,
+        x.key,
+        x.value,
+        q_start=x.q_start,
+        scale=1.0,
+        params=PARAMS,
+        tensors=x.tensors,
+        partition=tiles,
+    )

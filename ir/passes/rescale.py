@@ -11,7 +11,6 @@ Example: exp(s - m) at s = 0 gives exp(-m) / exp(-m_old), simplified to exp(m_ol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -31,13 +30,13 @@ from attncompiler.ir.expr import (
     substitute,
     walk,
 )
-from attncompiler.ir.interpreter import evaluate
 from attncompiler.ir.passes.canonicalize import simplify
+from attncompiler.ir.passes.edges import regular_at_zero, switches, values_of, vanishes, with_old
 from attncompiler.ir.passes.samples import COUNT, Samples, is_comparison, key_atoms
 from attncompiler.ir.passes.terms import ONE
 from attncompiler.ir.program import Reduction
 from attncompiler.ir.signs import nonnegative
-from attncompiler.ir.streaming import IDENTITY, readable, row_parts
+from attncompiler.ir.streaming import row_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +90,10 @@ class Rescaler:
         samples = Samples([body], running, self.positive)
         if not _separable(samples.values(body)):
             return Refused(_MOVES.format(self._culprit(body, running)))
+        if switches(body, running, samples):
+            return Refused(
+                f"takes another branch for some keys when {', '.join(sorted(running))} changes"
+            )
         reference = _reference(body, running, self.positive)
         if reference is None:
             return Refused("vanishes at every key that was tried")
@@ -98,10 +101,10 @@ class Rescaler:
         if not _verified(factor, body, samples):
             return Refused(_MOVES.format(", ".join(sorted(running))))
         sums = frozenset(r for r in running if self.known[r].op == "sum")
-        if sums and not _regular_at_zero(body, factor, sums, samples):
+        if sums and not regular_at_zero(body, factor, sums, samples):
             return Refused(f"is not finite while the sum {min(sums)} is still 0")
         extrema = {r: self.known[r] for r in sorted(running - sums)}
-        if extrema and not _vanishes(body, extrema, self.positive):
+        if extrema and not vanishes(body, extrema, self.positive):
             return Refused(f"does not vanish while {min(extrema)} is still infinite")
         return Streams(None if factor is ONE else factor)
 
@@ -175,75 +178,13 @@ def _operands(node: Expr) -> tuple[Expr, ...]:
     return node.args if isinstance(node, Call) else ()
 
 
-def _with_old(samples: Samples) -> dict[Expr, Tensor]:
-    """The sampled leaves with OldStat leaves added, every state-0 value beside its state-1 value."""
-    leaves = dict(samples.leaves)
-    for leaf, value in samples.leaves.items():
-        if isinstance(leaf, Stat):
-            states = value.reshape(2, 2, COUNT)
-            leaves[OldStat(leaf.name)] = states[:, :1].expand(2, 2, COUNT).reshape(-1)
-    return leaves
-
-
 def _verified(factor: Expr, body: Expr, samples: Samples) -> bool:
     """Whether the factor takes the body from old to new on all samples."""
     import torch
 
     values = samples.values(body)
-    (old, new), h = values.unbind(1), _values_of(factor, _with_old(samples))[:, 1]
+    (old, new), h = values.unbind(1), values_of(factor, with_old(samples))[:, 1]
     finite = torch.isfinite(values).all(dim=1)
     error = (h * old - new).abs()
     good = error <= _TOLERANCE * torch.maximum(new.abs(), (h * old).abs())
     return bool(good[finite].all()) and int((finite & (new != 0)).sum()) >= _ENOUGH
-
-
-def _values_of(expr: Expr, leaves: Mapping[Expr, Tensor]) -> Tensor:
-    import torch
-
-    return torch.broadcast_to(evaluate(expr, leaves), (4 * COUNT,)).reshape(2, 2, COUNT)
-
-
-def _regular_at_zero(body: Expr, factor: Expr, sums: frozenset[str], samples: Samples) -> bool:
-    """Whether body and factor stay finite, and the factor nonzero, where the running sums are 0."""
-    import torch
-
-    usual = _with_old(samples)
-    at_zero = dict(usual)
-    for leaf, value in usual.items():
-        if isinstance(leaf, Stat | OldStat) and leaf.name in sums:
-            at_zero[leaf] = torch.zeros_like(value)
-    finite = torch.isfinite(_values_of(body, usual))
-    bodies, factors = _values_of(body, at_zero), _values_of(factor, at_zero)
-    return bool((torch.isfinite(bodies) & torch.isfinite(factors) & (factors != 0))[finite].all())
-
-
-def _vanishes(body: Expr, extrema: dict[str, Reduction], positive: frozenset[str]) -> bool:
-    """Whether a key that leaves maxima or minima at their identity contributes 0, read by the law of reading.
-
-    Keys with scores of -inf and +inf are drawn; a drawn set of statistics at their identity counts only
-    where this key's own terms of them are the identity too, and where the formula is finite at all once
-    the statistics are.
-    """
-    import torch
-
-    names = frozenset(extrema)
-    samples = Samples([body, *(r.body for r in extrema.values())], names, positive)
-    leaves, g = samples.leaves, samples.generator
-    if Score() in leaves:
-        kind = torch.randint(0, 4, (4 * COUNT,), generator=g)
-        score = leaves[Score()].clone()
-        score[kind == 0], score[kind == 1] = -torch.inf, torch.inf
-        leaves[Score()] = score
-    regular = _values_of(body, leaves).isfinite()
-    possible = regular.clone()
-    for name, r in extrema.items():
-        identity = IDENTITY[r.op]
-        untouched = torch.rand((4 * COUNT,), generator=g) < 0.6
-        own = _values_of(r.body, leaves).reshape(-1) == identity
-        possible &= (~untouched | own).reshape(2, 2, COUNT)
-        leaves[Stat(name)] = torch.where(untouched, identity, leaves[Stat(name)])
-    blind = torch.zeros_like(possible)
-    for part in row_parts(body, names):
-        if kind_of(part) == "float":
-            blind |= ~_values_of(part, leaves).isfinite()
-    return bool((_values_of(readable(body, names), leaves)[possible & blind] == 0).all())

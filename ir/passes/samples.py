@@ -27,7 +27,7 @@ from attncompiler.ir.interpreter import evaluate
 if TYPE_CHECKING:
     from torch import Tensor
 
-COUNT = 512
+COUNT = 1024
 
 
 def atoms(*roots: Expr) -> tuple[Expr, ...]:
@@ -103,7 +103,11 @@ class Samples:
             case "int":
                 value = torch.randint(1, 40, shape, generator=g)
             case "float":
-                value = torch.randn(shape, generator=g, dtype=torch.float64) * 1.5
+                value = torch.randn(shape, generator=g, dtype=torch.float64)
+                # Small and large values beside each other, to meet the branches of maxima and conditions.
+                value = value * torch.tensor([0.4, 1.5, 1.5, 3.0], dtype=torch.float64).repeat(
+                    COUNT // 4
+                )
                 # Half of the samples are positive throughout, for formulas with roots and logarithms.
                 value[..., : COUNT // 2] = value[..., : COUNT // 2].abs()
                 if isinstance(atom, Stat) and atom.name in self.positive:

@@ -27,7 +27,11 @@ from attncompiler.runtime.errors import BackendError
 from attncompiler.runtime.operator import BuiltKernel, Operator
 from attncompiler.variant import Variant
 
-PASSES: tuple[tuple[str, Callable[[Program], Program]], ...] = (("canonicalize", canonicalize),)
+PASSES: tuple[tuple[str, Callable[[Program], Program]], ...] = (
+    ("canonicalize", canonicalize),
+    ("merge_reductions", merge_reductions),
+    ("stabilize", stabilize),
+)
 BACKENDS = ("cpp",)
 
 __all__ = ["PASSES", "BuiltKernel", "Compilation", "Operator", "compile", "compile_levels"]

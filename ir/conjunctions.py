@@ -67,8 +67,12 @@ def conjunction(literals: Conjunction, box: Box) -> Expr:
         memo={},
     )
     for cs in compound.values():
-        conditions += _meet(cs, corner_bounds(cs[0].terms, inner))
-        conditions += [condition for c in cs for condition in _special(c, inner)]
+        tested = [(c.op, _power_test(c)) for c in cs]
+        if any(operand is None for _, operand in tested):
+            conditions += _meet(cs, corner_bounds(cs[0].terms, inner))
+        conditions += [found for c in cs for found in _congruence(c, inner)]
+        for op, operand in tested:
+            conditions += [] if operand is None else _power_of_two(op, bounds(operand, inner))
     conditions += [_float_comparison(expr, truth, inner) for expr, truth in others]
     true: Expr = Const(True)
     return reduce(partial(make, "and"), dict.fromkeys(conditions), true)
@@ -143,8 +147,8 @@ def _compare(op: str, bound: Expr, limit: Expr) -> Expr:
             return make(op, bound, limit)
 
 
-def _special(c: _Constraint, box: Box) -> list[Expr]:
-    """Congruences and powers of two, about which the range of the form says too little."""
+def _congruence(c: _Constraint, box: Box) -> list[Expr]:
+    """``x % m == r`` and ``x % m == y % m``, about which ranges of remainders say too little."""
     match c.op, tuple(c.terms.items()):
         case "eq", ((Call("mod", (x, m)), 1),) if is_uniform(m):
             return _congruent(x, m, c.limit, box)
@@ -152,12 +156,17 @@ def _special(c: _Constraint, box: Box) -> list[Expr]:
             m
         ):
             return _congruent(make("sub", x, y), m, c.limit, box)
-        case "eq" | "ne", ((Call("bitand", (x, y)), 1),) if c.limit is Const(0):
-            if linear(x).plus(linear(y), -1) == Linear({}, 1):
-                return _power_of_two(c.op, bounds(x, box))
-            return []
         case _:
             return []
+
+
+def _power_test(c: _Constraint) -> Expr | None:
+    """The x of ``x & (x - 1)`` compared with 0 for equality."""
+    match tuple(c.terms.items()):
+        case ((Call("bitand", (x, y)), 1),) if c.op in ("eq", "ne") and c.limit is Const(0):
+            return x if linear(x).plus(linear(y), -1) == Linear({}, 1) else None
+        case _:
+            return None
 
 
 def _congruent(x: Expr, modulus: Expr, residue: Expr, box: Box) -> list[Expr]:

@@ -86,6 +86,7 @@ def index_leaves(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> dict[Expr, Te
         Index("g"): head // max(heads // max(groups, 1), 1),
         Index("q"): torch.arange(rows)[:, None] + q_start,
         Index("k"): torch.arange(keys),
+        Param("q_start", "int"): torch.tensor(q_start),
         Index("d"): torch.arange(v.shape[-1]),
         Size("B"): torch.tensor(batch),
         Size("H"): torch.tensor(heads),

@@ -179,8 +179,8 @@ def _absolute(of: Range) -> Range:
 
 def _binary(op: str, x: Expr, y: Expr, box: Box) -> Range:
     first, second = bounds(x, box).both(), bounds(y, box).both()
-    if op == "mod" and is_uniform(y):
-        return _remainder(first, y)
+    if op == "mod":
+        return _remainder(first, y) if is_uniform(y) else _residues(second)
     if first is None or second is None:
         return Range()
     (a, b), (c, d) = first, second
@@ -193,7 +193,7 @@ def _binary(op: str, x: Expr, y: Expr, box: Box) -> Range:
             return _hull(make(op, a, y), make(op, b, y))
         case "mul" if is_uniform(x):
             return _hull(make(op, x, c), make(op, x, d))
-        case "mul":
+        case "mul" | "shl" | "shr":
             return _hull(*(make(op, p, r) for p in (a, b) for r in (c, d)))
         case "bitand" | "bitor" | "bitxor":
             return _bitwise(op, (a, b), (c, d))
@@ -213,6 +213,14 @@ def _remainder(of: tuple[Expr, Expr] | None, y: Expr) -> Range:
         make("where", same, make("mod", lo, y), least),
         make("where", same, make("mod", hi, y), largest),
     )
+
+
+def _residues(of: tuple[Expr, Expr] | None) -> Range:
+    """What division by any number of a range may leave."""
+    if of is None:
+        return Range()
+    least = make("min", make("add", of[0], Const(1)), Const(0))
+    return Range(least, make("max", make("sub", of[1], Const(1)), Const(0)))
 
 
 def _bitwise(op: str, x: tuple[Expr, Expr], y: tuple[Expr, Expr]) -> Range:

@@ -13,7 +13,14 @@ from typing import cast, get_args
 from attncompiler.ir.expr import Const, Expr
 from attncompiler.ir.formula_parser import Line, ParseError
 from attncompiler.ir.ops import Kind
-from attncompiler.ir.program import ParamDecl, Program, ReduceOp, Reduction, TensorDecl
+from attncompiler.ir.program import (
+    IMPLICIT_PARAMS,
+    ParamDecl,
+    Program,
+    ReduceOp,
+    Reduction,
+    TensorDecl,
+)
 from attncompiler.ir.spelling import SLOTS
 
 
@@ -32,7 +39,7 @@ def parse_program(text: str) -> Program:
     program = Program("")
     lets: dict[str, Expr] = {}
     for source in filter(str.strip, text.splitlines()):
-        params: dict[str, Kind] = {p.name: p.kind for p in program.params}
+        params = IMPLICIT_PARAMS | {p.name: p.kind for p in program.params}
         line = Line(source, params, {t.name: t.kind for t in program.tensors}, lets)
         if line.peek() == "let":
             line.next()

@@ -28,6 +28,9 @@ from attncompiler.ir.ops import Kind
 
 ReduceOp = Literal["max", "min", "sum"]
 
+# Parameters of every program, given by the call itself: the position of the first query.
+IMPLICIT_PARAMS: dict[str, Kind] = {"q_start": "int"}
+
 
 @dataclass(frozen=True, slots=True)
 class ParamDecl:

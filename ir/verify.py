@@ -31,7 +31,7 @@ from attncompiler.ir.expr import (
 )
 from attncompiler.ir.ops import Kind
 from attncompiler.ir.printer import print_expression, print_plan, print_program
-from attncompiler.ir.program import Program
+from attncompiler.ir.program import IMPLICIT_PARAMS, Program
 from attncompiler.ir.streaming import Accumulator, RowStat, StreamingPlan
 
 
@@ -98,7 +98,7 @@ def _leaf_problems(
     program: Program, expr: Expr, axes: str, leaves: frozenset[Expr], stats: set[str]
 ) -> Iterable[str]:
     # Every call gives the position of the first query.
-    params = {p.name: p.kind for p in program.params} | {"q_start": "int"}
+    params = {p.name: p.kind for p in program.params} | IMPLICIT_PARAMS
     tensors = {t.name: t for t in program.tensors}
     for node in walk(expr):
         match node:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attncompiler.ir.expr import Call, Const, Expr, Index, Load, Param, Size
-from attncompiler.ir.interpreter import evaluate
 from attncompiler.ir.tiles import CORNERS, tile_class
+from tests.tile_rates import rates
 
 q, k, h = Index("q"), Index("k"), Index("h")
-QUERIES, KEYS, HEADS = 40, 48, 3
-TILES = [(1, 1), (4, 4), (8, 16), (16, 8), (5, 7)]
-TABLE = torch.tensor([5, 0, 9])
 
 
 def op(name: str, *args: Expr | int) -> Expr:
@@ -61,69 +55,6 @@ def grid(size: int, window_size: int) -> Expr:
     return both(rows, columns)
 
 
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """How many empty and full tiles there are, and how many of each were not recognised."""
-
-    empty: int
-    missed_empty: int
-    full: int
-    missed_full: int
-
-
-def rates(mask: Expr, params: dict[str, float | int | bool] | None = None) -> Rates:
-    """Compare the conditions with enumeration on all tiles of several sizes; fail if unsound."""
-    leaves: dict[Expr, torch.Tensor] = {
-        h: torch.arange(HEADS)[:, None, None],
-        q: torch.arange(QUERIES)[None, :, None] + 3,
-        k: torch.arange(KEYS)[None, None, :],
-        Size("N"): torch.tensor(KEYS),
-        Size("M"): torch.tensor(QUERIES),
-        Index("b"): torch.tensor(1),
-    }
-    for name, value in (params or {}).items():
-        kind = "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
-        dtype = torch.float64 if kind == "float" else None
-        leaves[Param(name, kind)] = torch.tensor(value, dtype=dtype)
-
-    def load(_name: str, indices: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return TABLE[indices[0] % len(TABLE)]
-
-    allowed = evaluate(mask, leaves, load).expand(HEADS, QUERIES, KEYS)
-    found = tile_class(mask)
-    count = [0, 0, 0, 0]
-    for rows, columns in TILES:
-        for heads in (1, HEADS):
-            starts = torch.cartesian_prod(
-                torch.arange(0, HEADS, heads),
-                torch.arange(0, QUERIES, rows),
-                torch.arange(0, KEYS, columns),
-            )
-            corner = dict(leaves)
-            for (axis, extent, size), lo in zip(
-                (("h", HEADS, heads), ("q", QUERIES, rows), ("k", KEYS, columns)),
-                starts.unbind(1),
-                strict=True,
-            ):
-                shift = 3 if axis == "q" else 0
-                corner[CORNERS[axis][0]] = lo + shift
-                corner[CORNERS[axis][1]] = (lo + size).clamp(max=extent) - 1 + shift
-            for leaf in (q, k, h):
-                del corner[leaf]  # the conditions may read the corners only
-            possible = evaluate(found.possible, corner, load).expand(len(starts))
-            certain = evaluate(found.certain, corner, load).expand(len(starts))
-            for i, (h0, q0, k0) in enumerate(starts.tolist()):
-                tile = allowed[h0 : h0 + heads, q0 : q0 + rows, k0 : k0 + columns]
-                some, every = bool(tile.any()), bool(tile.all())
-                assert possible[i] or not some, (mask, h0, q0, k0, rows, columns)
-                assert every or not certain[i], (mask, h0, q0, k0, rows, columns)
-                count[0] += not some
-                count[1] += not some and bool(possible[i])
-                count[2] += every
-                count[3] += every and not bool(certain[i])
-    return Rates(*count)
-
-
 W = {"w": 7}
 EXACT = {
     "causal": (causal, {}),
@@ -153,6 +84,10 @@ EXACT = {
     "dilated by residues": (op("eq", op("mod", q, 3), op("mod", k, 3)), {}),
     "dilated window": (both(causal, window, op("eq", op("mod", op("sub", q, k), 3), 0)), W),
     "power of two": (op("eq", op("bitand", distance, op("sub", distance, 1)), 0), {}),
+    "power of two, causal": (
+        both(op("gt", distance, 0), op("eq", op("bitand", distance, op("sub", distance, 1)), 0)),
+        {},
+    ),
     "all": (Const(True), {}),
     "none": (Const(False), {}),
     "switch": (either(Param("on", "bool"), causal), {"on": True}),
@@ -185,6 +120,18 @@ INEXACT = {
         both(causal, either(window, op("eq", op("bitand", distance, op("sub", distance, 1)), 0))),
         W,
         0.05,
+    ),
+    "window halving with the distance": (
+        op("le", op("mod", k, 4), op("shr", w, op("bit_length", op("abs", distance)))),
+        W,
+        0.25,
+    ),
+    "modulus growing with the distance": (
+        op(
+            "eq", op("mod", op("abs", distance), op("max", op("shl", 1, op("abs", distance)), 1)), 0
+        ),
+        {},
+        1.0,
     ),
     "nested choice": (
         Call("where", (op("lt", q, 20), causal, op("eq", op("mod", k, 2), 0))),
@@ -220,6 +167,10 @@ integers = st.recursive(
             inner,
         ),
         st.builds(op, st.sampled_from(["floordiv", "mod"]), inner, st.integers(1, 9).map(Const)),
+        st.builds(lambda x, y: op("mod", x, op("max", y, 1)), inner, inner),
+        st.builds(
+            lambda o, x, y: op(o, x, op("mod", y, 6)), st.sampled_from(["shl", "shr"]), inner, inner
+        ),
         st.builds(op, st.sampled_from(["neg", "abs", "sign", "bit_length"]), inner),
         st.builds(lambda x, y, z: op("where", op("lt", x, y), z, x), inner, inner, inner),
         st.builds(lambda x: Load("t", (x,), "int"), inner),

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from attncompiler.oracle import OracleResult
 
 # Results of 16-bit types are rounded once from a float32 sum; for the wider types the sum itself rounds too.
-# For float64 plain PyTorch is the oracle itself: both sides round, so the sum of hundreds of terms decides.
-_FLOOR_UNITS = {torch.float16: 1.0, torch.bfloat16: 1.0, torch.float32: 8.0, torch.float64: 64.0}
+# For float64 plain PyTorch is the oracle itself: both sides round, so what decides is the size of scores and sums.
+_FLOOR_UNITS = {torch.float16: 1.0, torch.bfloat16: 1.0, torch.float32: 8.0, torch.float64: 256.0}
 
 
 @dataclass(frozen=True, slots=True)

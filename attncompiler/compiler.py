@@ -16,6 +16,7 @@ from attncompiler.frontend import Trace, trace
 from attncompiler.ir.kernel import Kernel
 from attncompiler.ir.passes.canonicalize import canonicalize
 from attncompiler.ir.passes.derive import derive
+from attncompiler.ir.passes.exp2 import use_exp2
 from attncompiler.ir.passes.lower import lower
 from attncompiler.ir.passes.merge_reductions import merge_reductions
 from attncompiler.ir.passes.stabilize import stabilize
@@ -31,6 +32,7 @@ PASSES: tuple[tuple[str, Callable[[Program], Program]], ...] = (
     ("canonicalize", canonicalize),
     ("merge_reductions", merge_reductions),
     ("stabilize", stabilize),
+    ("use_exp2", use_exp2),
 )
 BACKENDS = ("cpp",)
 

@@ -127,7 +127,10 @@ def _clamped(decl: TensorDecl, axis: int, index: Expr) -> Expr:
         return index
     if isinstance(index, Const) and isinstance(declared, int) and 0 <= int(index.value) < declared:
         return index
-    last = Call("sub", (Param(extent(decl.name, axis), "int"), Const(1)))
+    length = Param(extent(decl.name, axis), "int")
+    if isinstance(index, Const) and int(index.value) < 0:  # counts from the end
+        index = Call("add", (length, index))
+    last = Call("sub", (length, Const(1)))
     return Call("max", (Call("min", (index, last)), Const(0)))
 
 

@@ -133,7 +133,9 @@ class _Evaluation:
                 for a, n in zip(declared.axes, tensor.shape, strict=False)
                 if isinstance(a, str) and a not in free
             }
-            wanted = tensor_shape(declared, free | self.sizes)
+            # As in the operator, an axis called "D" is a free name: prepare may have changed the head dimension.
+            sizes = {size: n for size, n in self.sizes.items() if size != "D"}
+            wanted = tensor_shape(declared, free | sizes)
             if tuple(tensor.shape) != wanted:
                 raise errors.ShapeError(
                     location=declared.location,

@@ -1,4 +1,8 @@
-"""ALiBi: scores that fall linearly with the distance, a slope a head (Press et al., arXiv:2108.12409)."""
+"""Scores that fall linearly with the distance, a slope a head.
+
+Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation (Press et al., 2021,
+arXiv:2108.12409), ALiBi: softmax(s - slope[h] * (q - k)).
+"""
 
 from attncompiler.dsl import Tensor, Variant, causal
 

@@ -1,4 +1,8 @@
-"""Gemma 2's local layers: soft-capped scores in a causal sliding window (arXiv:2408.00118)."""
+"""Soft-capped scores in a causal sliding window.
+
+Gemma 2: Improving Open Language Models at a Practical Size (2024, arXiv:2408.00118), its local layers:
+softmax(cap * tanh(s / cap)) over the last ``window`` keys.
+"""
 
 from attncompiler.dsl import Variant, causal, sliding_window, tanh
 

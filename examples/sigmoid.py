@@ -1,4 +1,8 @@
-"""Sigmoid attention: no competition between keys, a bias instead (Ramapuram et al., arXiv:2409.04431)."""
+"""No competition between keys: a sigmoid with a bias instead of the softmax.
+
+Theory, Analysis, and Best Practices for Sigmoid Self-Attention (Ramapuram et al., 2024, arXiv:2409.04431):
+w = sigmoid(s - log n), n the number of keys.
+"""
 
 from attncompiler.dsl import Variant, log, sigmoid, to_float
 

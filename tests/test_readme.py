@@ -1,0 +1,37 @@
+"""The README's Python blocks run as they stand, in order, and its variant passes the check."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import attncompiler.check
+from attncompiler.cases import draw_cases
+from attncompiler.variant_file import load_variant
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def blocks() -> list[str]:
+    """The fenced Python blocks of the README."""
+    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def test_the_blocks_run(tmp_path: Path) -> None:
+    definition, use = blocks()
+    (tmp_path / "my_attention.py").write_text(definition)
+    (tmp_path / "use.py").write_text(use)
+    done = subprocess.run(
+        [sys.executable, "use.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_variant_passes_the_check(tmp_path: Path) -> None:
+    file = tmp_path / "my_attention.py"
+    file.write_text(blocks()[0])
+    checker = attncompiler.check.Checker(load_variant(file, None, ()))
+    report = checker.report(draw_cases(1, 4, ("float32", "bfloat16")))
+    assert report.passed, report.summary()

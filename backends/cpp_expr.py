@@ -150,7 +150,7 @@ class ScalarPrinter:
             case "to_float":
                 return f"real({texts[0]})"
             case "to_int":
-                return f"to_int({texts[0]})"
+                return f"(long long)({texts[0]})"
             case "to_bool":
                 return f"({texts[0]} != 0)"
             case _:
@@ -242,14 +242,19 @@ class LanePrinter:
                 return Text(_mask_text(op, texts), "m")
             case "float":
                 if op == "to_float":
-                    return Text(f"to_real({texts[0].code})", "f")
+                    return Text(_as_real(texts[0]), "f")
                 if expr in self.nonpositive:
                     return Text(f"{op}_nonpositive<{self.degree}>({texts[0].code})", "f")
-                return Text(_arithmetic(op, [t.code for t in texts]), "f")
+                codes = [t.code for t in texts]
+                if op in ("min", "max") and any(isinstance(a, Const) for a in args):
+                    # With a constant first operand one machine instruction keeps a NaN of the second.
+                    if not isinstance(args[0], Const):
+                        codes.reverse()
+                    return Text(f"{op}_number({', '.join(codes)})", "f")
+                return Text(_arithmetic(op, codes), "f")
             case "int":
                 if op == "to_int":
-                    wide: Lane = "w" if self.narrow else "i"
-                    return Text(f"to_int({texts[0].code})", wide)
+                    return self._as_int(texts[0])
                 lane = "w" if self.int_lane(expr) == "w" else self._joined(texts)
                 return Text(_arithmetic(op, [self._cast(t, lane) for t in texts]), lane)
             case _:
@@ -270,9 +275,19 @@ class LanePrinter:
             lanes = {"w"}
         text = f"({codes[0]} {INFIX[op]} {codes[1]})"
         if lanes == {"m"}:
-            same = f"~({codes[0]} ^ {codes[1]})"
-            return Text(same if op == "eq" else f"({codes[0]} ^ {codes[1]})", "m")
+            return Text(_compare_masks(op, *codes), "m")
         return Text(f"mask_of{text}" if lanes == {"w"} else text, "m")
+
+    def _as_int(self, text: Text) -> Text:
+        match text.lane:
+            case "f":
+                return Text(f"to_int({text.code})", "w" if self.narrow else "i")
+            case "m":
+                return Text(f"({text.code} & 1)", "i")
+            case "i" | "w":
+                return text
+            case lane:
+                assert_never(lane)
 
     @staticmethod
     def _joined(texts: list[Text]) -> Lane:
@@ -285,6 +300,27 @@ class LanePrinter:
 
 TYPES: dict[Lane, str] = {"f": "vreal", "i": "vint", "w": "vwide", "m": "vint"}
 _SPLAT: dict[Lane, str] = {"i": "splat_int", "w": "splat_wide"}
+
+
+def _compare_masks(op: str, x: str, y: str) -> str:
+    """False is below True; the lanes of a mask are all ones where it is true."""
+    return {
+        "eq": f"~({x} ^ {y})", "ne": f"({x} ^ {y})",
+        "lt": f"(~{x} & {y})", "le": f"(~{x} | {y})",
+        "gt": f"({x} & ~{y})", "ge": f"({x} | ~{y})",
+    }[op]  # fmt: skip
+
+
+def _as_real(text: Text) -> str:
+    match text.lane:
+        case "f":
+            return text.code
+        case "m":
+            return f"select({text.code}, splat(1), vreal{{}})"
+        case "i" | "w":
+            return f"to_real({text.code})"
+        case lane:
+            assert_never(lane)
 
 
 def _mask_text(op: str, texts: list[Text]) -> str:
@@ -307,8 +343,4 @@ def _arithmetic(op: str, codes: list[str]) -> str:
         return f"({codes[0]} {INFIX[op]} {codes[1]})"
     if op == "neg":
         return f"-({codes[0]})" if codes[0].startswith("-") else f"-{codes[0]}"
-    if op in ("min", "max") and (codes[0].startswith("splat") or codes[1].startswith("splat")):
-        # With a constant first operand one machine instruction keeps a NaN of the second.
-        first, second = sorted(codes, key=lambda c: not c.startswith("splat"))
-        return f"{op}_number({first}, {second})"
     return f"{_function(op)}({', '.join(codes)})"

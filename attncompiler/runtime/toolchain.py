@@ -63,7 +63,7 @@ class Toolchain:
         raise CompilerFailedError(
             compiler=self.command[0],
             variant=variant,
-            output=(done.stderr or done.stdout)[-4000:],
+            output=(done.stderr or done.stdout)[:4000],
             source=kept,
         )
 

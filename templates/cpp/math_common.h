@@ -60,11 +60,8 @@ INLINE vwide absolute(vwide x) { return x < vwide{} ? -x : x; }
 #endif
 
 // [sign]
-// 1, 0 or -1, and NaN for NaN.
-INLINE vreal sign(vreal x) {
-  const vreal s = select(x > vreal{}, splat(1), select(x < vreal{}, splat(-1), vreal{}));
-  return x != x ? x : s;
-}
+// 1, 0 or -1; 0 for NaN, as torch has it.
+INLINE vreal sign(vreal x) { return select(x > vreal{}, splat(1), select(x < vreal{}, splat(-1), vreal{})); }
 INLINE vint sign(vint x) { return (x < vint{}) - (x > vint{}); }
 #if VL_IS_NARROW
 INLINE vwide sign(vwide x) { return (x < vwide{}) - (x > vwide{}); }
@@ -73,7 +70,7 @@ INLINE vwide sign(vwide x) { return (x < vwide{}) - (x > vwide{}); }
 // [floordiv]
 // Rounds to minus infinity, as in Python; a zero divisor gives 0.
 INLINE vint floordiv(vint x, vint y) { vint r; for (int i = 0; i < VL; i++) r[i] = (lane_int)floordiv_int(x[i], y[i]); return r; }
-INLINE vreal floordiv(vreal x, vreal y) { return floor(x / y); }
+static __attribute__((noinline)) vreal floordiv(vreal x, vreal y) { vreal r; for (int i = 0; i < VL; i++) r[i] = floordiv((real)x[i], (real)y[i]); return r; }
 #if VL_IS_NARROW
 INLINE vwide floordiv(vwide x, vwide y) { vwide r; for (int i = 0; i < VL; i++) r[i] = floordiv_int(x[i], y[i]); return r; }
 #endif
@@ -89,7 +86,7 @@ INLINE vwide mod(vwide x, vwide y) { return x - floordiv(x, y) * y; }
 // [bit_length]
 INLINE vint bit_length(vint x) { vint r; for (int i = 0; i < VL; i++) r[i] = (lane_int)bit_length_int(x[i]); return r; }
 #if VL_IS_NARROW
-INLINE vint bit_length(vwide x) { vint r; for (int i = 0; i < VL; i++) r[i] = (lane_int)bit_length_int(x[i]); return r; }
+INLINE vwide bit_length(vwide x) { vwide r; for (int i = 0; i < VL; i++) r[i] = bit_length_int(x[i]); return r; }
 #endif
 
 // [rsqrt]

@@ -77,7 +77,8 @@ INLINE vreal exp2(vreal x) {
 
 // [exp_nonpositive]
 // exp for arguments that are never positive (s - max s): exactly 0 below the normal range, in
-// particular at -inf, exactly 1 at 0. This is the exponential of the inner loop: 1 ulp near 0, 2 ulp at -20.
+// particular at -inf, exactly 1 at 0. This is the exponential of the inner loop: 1.3 ulp near 0, 3.5 ulp at -20
+// (16 without fused multiply-add), where a weight counts 2e-9 of the largest.
 template <int DEGREE = 5> INLINE vreal exp_nonpositive(vreal x) {
   const vreal log2e = splat(1.44269504f), c = splat(12582912.f);
   vreal r = x * log2e + c, f = x * log2e - (r - c), p;

@@ -46,7 +46,10 @@ INLINE real trunc(real x) { return sizeof(real) == 4 ? __builtin_truncf(x) : __b
 INLINE real round(real x) { return sizeof(real) == 4 ? __builtin_rintf(x) : __builtin_rint(x); }
 
 // [sigmoid]
-INLINE real sigmoid(real x) { return real(1) / (real(1) + exp(-x)); }
+INLINE real sigmoid(real x) {
+  const real e = exp(x < 0 ? x : -x);  // never overflows
+  return (x < 0 ? e : real(1)) / (real(1) + e);
+}
 
 // [maximum_int]
 INLINE int64_t maximum_int(int64_t x, int64_t y) { return x > y ? x : y; }
@@ -84,10 +87,17 @@ INLINE real minimum(real x, real y) { return x != x || x < y ? x : y; }
 INLINE real absolute(real x) { return sizeof(real) == 4 ? __builtin_fabsf(x) : __builtin_fabs(x); }
 
 // [sign]
-INLINE real sign(real x) { return x != x ? x : real((x > 0) - (x < 0)); }
+INLINE real sign(real x) { return real((x > 0) - (x < 0)); }
 
 // [floordiv]
-INLINE real floordiv(real x, real y) { return sizeof(real) == 4 ? __builtin_floorf(x / y) : __builtin_floor(x / y); }
+// The floor of the exact quotient, as in Python: 1 // 0.1 is 9 although 1 / 0.1 rounds to 10.
+INLINE real floordiv(real x, real y) {
+  if (y == 0) return x / y;
+  const real r = sizeof(real) == 4 ? __builtin_fmodf(x, y) : __builtin_fmod(x, y);
+  const real q = (x - r) / y - real(r != 0 && (r < 0) != (y < 0));
+  const real whole = sizeof(real) == 4 ? __builtin_rintf(q) : __builtin_rint(q);
+  return whole != 0 ? whole : (real)__builtin_copysign(0.0, x / y);
+}
 
 // [mod]
 INLINE real mod(real x, real y) { const real r = sizeof(real) == 4 ? __builtin_fmodf(x, y) : __builtin_fmod(x, y); return r != 0 && (r < 0) != (y < 0) ? r + y : r; }

@@ -128,6 +128,8 @@ class Report:
 class Checker:
     """Compiles a variant once and runs cases on it."""
 
+    _reads_keys_at_queries = False
+
     def __init__(self, variant: Variant, *, backend: str = "auto") -> None:
         self.variant = variant
         self.operator = compile_variant(variant, backend=backend)

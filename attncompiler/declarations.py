@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 # Names the operator's own arguments have; a tensor or parameter of that name could not be passed.
 CALL_ARGUMENTS = frozenset({"q", "k", "v", "q_start", "return_stats", "scale"})
+# Names that tile classification gives the corners of a tile (``ir/tiles.py``).
+TILE_CORNERS = frozenset({"q_lo", "q_hi", "k_lo", "k_hi", "h_lo", "h_hi"})
 _KINDS: dict[object, Kind] = {float: "float", int: "int", bool: "bool"}
 _KINDS |= {"float": "float", "int": "int", "bool": "bool"}
 
@@ -125,14 +127,18 @@ def annotated_kind(cls: type, name: str, annotation: object) -> Kind | None:
     ):
         return None
     kind = _KINDS.get(last)
-    reserved = CALL_ARGUMENTS - {"scale"}
+    reserved = (CALL_ARGUMENTS - {"scale"}) | TILE_CORNERS
     if kind is not None and name not in reserved:
         return kind
     raise errors.DeclarationError(
         location=attribute_location(cls, name),
         variant=cls.__name__,
         name=name,
-        detail="the name is an argument of every operator"
+        detail=(
+            "the name stands for a corner of a tile"
+            if name in TILE_CORNERS
+            else "the name is an argument of every operator"
+        )
         if name in reserved
         else f"a parameter cannot be of type {text}",
         fix="choose another name"

@@ -24,6 +24,7 @@ from attncompiler.ir.printer import print_program
 from attncompiler.ir.program import Program
 from attncompiler.ir.streaming import StreamingPlan
 from attncompiler.ir.verify import VerifyError, verify_plan, verify_program
+from attncompiler.ir.verify_kernel import verify_kernel
 from attncompiler.runtime.errors import BackendError
 from attncompiler.runtime.operator import BuiltKernel, Operator
 from attncompiler.variant import Variant
@@ -82,4 +83,9 @@ def compile_levels(traced: Trace) -> Compilation:
         verify_plan(plan)
     except VerifyError as error:
         raise InternalError("derive", str(error), print_program(program)) from error
-    return Compilation(traced, tuple(steps), plan, lower(plan))
+    kernel = lower(plan)
+    try:
+        verify_kernel(kernel)
+    except VerifyError as error:
+        raise InternalError("lower", str(error), print_program(program)) from error
+    return Compilation(traced, tuple(steps), plan, kernel)

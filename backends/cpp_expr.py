@@ -134,6 +134,8 @@ class ScalarPrinter:
 
     def _call(self, op: str, args: tuple[Expr, ...]) -> str:
         texts = [self(a) for a in args]
+        if op == "shl":  # a literal on the left is narrower than the result
+            return f"((long long){texts[0]} << {texts[1]})"
         if op in INFIX:
             return f"({texts[0]} {INFIX[op]} {texts[1]})"
         match op:

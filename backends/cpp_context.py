@@ -121,6 +121,7 @@ class Context:
     regenerate: str
     spec: Specialization
     storage: str
+    types: frozenset[str]
     real: str
     params: list[tuple[str, str]]
     tensors: list[TensorText]

@@ -326,6 +326,7 @@ class CppPrinter:
             regenerate=regenerate,
             spec=self.spec,
             storage=CPP_TYPES[self.spec.dtype],
+            types=frozenset(CPP_TYPES[t] for t in (self.spec.dtype, *self.spec.tensors)),
             real=self.real,
             params=[
                 ("double" if p.kind == "float" else "int64_t", f"p_{identifier(p.name)}")

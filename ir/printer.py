@@ -189,12 +189,12 @@ def print_plan(plan: StreamingPlan) -> str:
     lines = [f"plan {declared(plan.program.name)}: {plan.passes} pass{plural} over the keys"]
 
     def part(item: RowStat | Accumulator) -> None:
-        body = print_expression(item.body, names)
         match item:
-            case RowStat(name, op):
-                text = f"{names.stat(name):<6} = {op}({body})"
-            case Accumulator(name):
-                text = f"{name:<6} = sum({body} * value)"
+            case RowStat(name, op, body):
+                text = f"{names.stat(name):<6} = {op}({print_expression(body, names)})"
+            case Accumulator(name, body):
+                term = print_expression(Call("mul", (body, Value())), names)
+                text = f"{name:<6} = sum({term})"
             case _:
                 assert_never(item)
         lines.append(f"    {text}")
@@ -210,6 +210,8 @@ def print_plan(plan: StreamingPlan) -> str:
                 if item.sweep == sweep:
                     part(item)
     lines.append("  finally")
+    for a in plan.accumulators:
+        lines += [f"    {line}" for line in _lets(a.coefficient, names)]
     terms = [
         a.name
         if a.coefficient is Const(1.0)
@@ -217,9 +219,10 @@ def print_plan(plan: StreamingPlan) -> str:
         for a in plan.accumulators
     ]
     lines.append(f"    value  = {' + '.join(terms) or '0.0'}")
-    lines += [
-        f"    keep {declared(n)} = {print_expression(e, names)}" for n, e in plan.program.kept
-    ]
+    for name, expr in plan.program.kept:
+        lines += [f"    {line}" for line in _lets(expr, names)]
+        lines.append(f"    keep {declared(name)} = {print_expression(expr, names)}")
+    lines += [f"    {line}" for line in _lets(plan.program.output, names)]
     lines.append(f"    output = {print_expression(plan.program.output, names)}")
     lines += [f"  because {reason}" for reason in plan.reasons]
     return print_program(plan.program) + "\n" + "\n".join(lines) + "\n"

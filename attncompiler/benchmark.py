@@ -1,7 +1,8 @@
 """Turns this machine into the table of the README: ``python -m attncompiler.benchmark [--quick]``.
 
 Five variants that PyTorch can express, two element types, two head dimensions, two lengths. Everything of one line
-runs in turns in one process; ratios are medians over our median. Writes bench/results.json and bench/results.md.
+runs in turns in one process; ratios are medians over our median. Writes bench/results.json and bench/results.md, and
+with --readme the table between the benchmark marks of that file.
 """
 
 from __future__ import annotations
@@ -137,6 +138,21 @@ def markdown(result: Result) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def replace_table(readme: Path, table: str) -> None:
+    """Put the table and the machine it comes from between the benchmark marks of a Markdown file."""
+    before, mark, rest = readme.read_text().partition("<!-- benchmark -->\n")
+    _, end, after = rest.partition("<!-- /benchmark -->")
+    if not mark or not end:
+        raise SystemExit(f"{readme} has no benchmark marks")
+    found = machine()
+    caption = (
+        f'Measured by `make bench ARGS="--readme README.md"` on {found["threads"]} threads of a shared '
+        f"{found['processor']} with {found['instructions']}, torch {found['torch']}: the peer's median time over ours, "
+        "forward, and the largest error against float64 beside that of dense PyTorch in the same type."
+    )
+    readme.write_text(f"{before}{mark}{caption}\n\n{table}\n{end}{after}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print each line as it comes, write both files at the end."""
     parser = argparse.ArgumentParser(prog="python -m attncompiler.benchmark", description=__doc__)
@@ -146,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("bench"))
+    parser.add_argument("--readme", type=Path, help="file whose benchmark table to replace")
     options = parser.parse_args(arguments)
     lengths, head_dims = ((2048,), (64,)) if options.quick else ((2048, 8192), (64, 128))
     print("\n".join(f"{key}: {value}" for key, value in machine().items()) + "\n")
@@ -159,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
     table = "\n".join([HEADER, *map(markdown, results)])
     (options.out / "results.md").write_text(table + "\n")
+    if options.readme:
+        replace_table(options.readme, table)
     print(
         f"\nratios: the peer's median time over ours; wrote {options.out}/results.json and results.md"
     )

@@ -58,7 +58,7 @@ def _math_for(text: str, real: str) -> str:
     sections = _sections(real)
     names = {name for name, _ in sections}
     needed: set[str] = set()
-    queue = [text]
+    queue = [re.sub(r"//.*", "", text)]  # the user's definition, quoted on top, calls nothing
     while queue:
         words = set(re.findall(r"\b[a-z]\w*\b(?=[(<])", queue.pop())) & names - needed
         needed |= words

@@ -129,7 +129,7 @@ def _clamped(decl: TensorDecl, axis: int, index: Expr) -> Expr:
         return index
     length = Param(extent(decl.name, axis), "int")
     if isinstance(index, Const) and int(index.value) < 0:  # counts from the end
-        index = Call("add", (length, index))
+        index = Call("sub", (length, Const(-int(index.value))))
     last = Call("sub", (length, Const(1)))
     return Call("max", (Call("min", (index, last)), Const(0)))
 

@@ -1,3 +1,5 @@
+"""Streaming plans: their passes, tiles and merges against dense evaluation, on written and on random formulas."""
+
 from __future__ import annotations
 
 import random

@@ -1,3 +1,5 @@
+"""Derivation: which statistics stream, by which factors, in how many passes, and what is refused."""
+
 from __future__ import annotations
 
 import subprocess
@@ -177,7 +179,7 @@ def test_verdicts():
     refused = r.verdict(exp((S - M) / L).expr, frozenset({"m", "l"}))
     assert refused == Refused("has no factor free of the key's score when l changes")
     zero = r.verdict(exp(S - M - log(L)).expr, frozenset({"m", "l"}))
-    assert zero == Refused("is not finite while the sum l is still 0")
+    assert zero == Refused("follows l, and a sum may take any value before its last key")
     other = r.verdict(exp(tensor("bias", K) - M).expr, frozenset({"m"}))
     assert other == Refused("does not vanish while m is still infinite")
     assert r.verdict(exp((S - M) / L).expr, frozenset({"m"})) != refused

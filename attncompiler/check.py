@@ -191,6 +191,9 @@ class Checker:
         k = _draw(generator, case.B, case.G, case.N, case.D)
         v = _draw(generator, case.B, case.G, case.N, case.Dv)
         tensors = self.variant.sample(case.sizes | {"q_start": case.q_start}, generator)
+        if dtype == torch.float64 and hasattr(self.variant, "prepare"):
+            # prepare is ordinary PyTorch: on float32 tensors its result would be no better than float32.
+            tensors |= {n: t.double() for n, t in tensors.items() if t.dtype == torch.float32}
         return (
             _lay_out(q.to(dtype), case, shared=False),
             _lay_out(k.to(dtype), case, shared=True),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -210,7 +210,7 @@ def form_neighborhood_2d(q: Tensor, k: Tensor, v: Tensor, t: Tensors) -> Tensor:
 
 
 def form_swin(q: Tensor, k: Tensor, v: Tensor, t: Tensors) -> Tensor:
-    def cut(x: Tensor) -> Tensor:
+    def cut(x: Any) -> Any:
         """[B, H, windows, 16, C]: the image rolled by half a window, then cut into 4 x 4 windows."""
         image = x.unflatten(2, (M // 16, 16)).roll((-2, -2), (2, 3))
         windows = image.unflatten(3, (-1, 4)).unflatten(2, (-1, 4)).transpose(3, 4)
@@ -220,16 +220,17 @@ def form_swin(q: Tensor, k: Tensor, v: Tensor, t: Tensors) -> Tensor:
     row, column = torch.arange(M) // 16, torch.arange(M) % 16
     region = cut((2 * (row < 2) + (column < 2)).double()[None, None, :, None])[0, 0, :, :, 0]
     y, x = torch.arange(16) // 4, torch.arange(16) % 4
-    bias = t["table"][:, y[:, None] - y + 3, x[:, None] - x + 3]
-    s = dots(cut(q), cut(k)) + bias[:, None]
-    out = s.masked_fill(region[:, :, None] != region[:, None], -math.inf).softmax(-1) @ cut(v)
-    image = out.unflatten(3, (4, 4)).unflatten(2, (-1, 4)).transpose(3, 4)
-    return image.flatten(4, 5).flatten(2, 3).roll((2, 2), (2, 3)).flatten(2, 3)
+    bias = t["table"][:, None, y[:, None] - y + 3, x[:, None] - x + 3]
+    s = dots(cut(q), cut(k)) + bias
+    out: Any = s.masked_fill(region[:, :, None] != region[:, None], -math.inf).softmax(-1) @ cut(v)
+    image: Tensor = out.unflatten(3, (4, 4)).unflatten(2, (-1, 4)).transpose(3, 4)
+    whole: Tensor = image.flatten(4, 5).flatten(2, 3).roll((2, 2), (2, 3))
+    return whole.flatten(2, 3)
 
 
 FORMULAS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensors], Tensor]] = {
     name.removeprefix("form_"): function
-    for name, function in inspect.getmembers(sys.modules[__name__], inspect.isfunction)
+    for name, function in inspect.getmembers(inspect.getmodule(dots), inspect.isfunction)
     if name.startswith("form_")
 }
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ class Checker:
 
     _reads_keys_at_queries = False
 
-    def __init__(self, variant: Variant, *, backend: str = "auto") -> None:
+    def __init__(self, variant: Variant, *, backend: Literal["auto", "cpp"] = "auto") -> None:
         self.variant = variant
         self.operator = compile_variant(variant, backend=backend)
         self._reads_keys_at_queries = _reads_keys_at_queries(
@@ -213,7 +213,9 @@ class Checker:
             smallest = found
 
 
-def check(variant: Variant, *, cases: int = 32, seed: int = 0, backend: str = "auto") -> Report:
+def check(
+    variant: Variant, *, cases: int = 32, seed: int = 0, backend: Literal["auto", "cpp"] = "auto"
+) -> Report:
     """Compare a variant's kernel with its formulas on ``cases`` awkward calls drawn from ``seed``."""
     drawn = draw_cases(seed, cases, ("float32", "bfloat16", "float16", "float64"))
     return Checker(variant, backend=backend).report(drawn)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, overload
 
 from attncompiler.errors import InternalError
 from attncompiler.frontend import Trace, trace
@@ -25,6 +26,7 @@ from attncompiler.ir.program import Program
 from attncompiler.ir.streaming import StreamingPlan
 from attncompiler.ir.verify import VerifyError, verify_plan, verify_program
 from attncompiler.ir.verify_kernel import verify_kernel
+from attncompiler.runtime.dense import DenseOperator
 from attncompiler.runtime.errors import BackendError
 from attncompiler.runtime.operator import BuiltKernel, Operator
 from attncompiler.variant import Variant
@@ -35,7 +37,7 @@ PASSES: tuple[tuple[str, Callable[[Program], Program]], ...] = (
     ("stabilize", stabilize),
     ("use_exp2", use_exp2),
 )
-BACKENDS = ("cpp",)
+BACKENDS = ("cpp", "dense")
 
 __all__ = ["PASSES", "BuiltKernel", "Compilation", "Operator", "compile", "compile_levels"]
 
@@ -53,17 +55,27 @@ class Compilation:
     kernel: Kernel
 
 
-def compile(variant: Variant | type[Variant], backend: str = "auto") -> Operator:
+@overload
+def compile(
+    variant: Variant | type[Variant], backend: Literal["auto", "cpp"] = "auto"
+) -> Operator: ...
+@overload
+def compile(variant: Variant | type[Variant], backend: Literal["dense"]) -> DenseOperator: ...
+@overload
+def compile(variant: Variant | type[Variant], backend: str) -> Operator | DenseOperator: ...
+def compile(variant: Variant | type[Variant], backend: str = "auto") -> Operator | DenseOperator:
     """The operator of a variant: ``op(q, k, v, **tensors) -> out``.
 
-    ``variant`` is a Variant or its class. ``backend`` is ``"cpp"``, or ``"auto"`` for the best one here. Kernels
-    are built when a call first needs them (or by ``op.build``) and kept in the user's cache. Raises a subclass of
-    AttnCompilerError that names the user's line.
+    ``variant`` is a Variant or its class. ``backend`` is ``"cpp"``, or ``"auto"`` for the best one here; ``"dense"``
+    is the oracle, slow and only for comparing. Kernels are built when a call first needs them (or by ``op.build``)
+    and kept in the user's cache. Raises a subclass of AttnCompilerError that names the user's line.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(name=backend, known=", ".join(("auto", *BACKENDS)))
     instance = variant() if inspect.isclass(variant) else variant
-    return Operator(compile_levels(trace(instance)))
+    return (
+        DenseOperator(instance) if backend == "dense" else Operator(compile_levels(trace(instance)))
+    )
 
 
 def compile_levels(traced: Trace) -> Compilation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -30,7 +31,7 @@ def bench(
     file: Path,
     name: str | None,
     settings: tuple[str, ...],
-    backend: str,
+    backend: Literal["auto", "cpp"],
     length: int,
     head_dim: int,
     dtype: str,

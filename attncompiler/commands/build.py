@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -43,7 +43,7 @@ def build(
     file: Path,
     name: str | None,
     settings: tuple[str, ...],
-    backend: str,
+    backend: Literal["auto", "cpp"],
     out: Path | None,
     dtypes: tuple[str, ...],
     head_dim: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -31,7 +31,7 @@ def check(
     file: Path,
     name: str | None,
     settings: tuple[str, ...],
-    backend: str,
+    backend: Literal["auto", "cpp"],
     seed: int,
     cases: int,
     dtypes: tuple[str, ...],

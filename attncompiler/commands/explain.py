@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -12,7 +13,9 @@ from attncompiler.commands.options import backend_option, variant_arguments
 @click.command()
 @variant_arguments
 @backend_option
-def explain(file: Path, name: str | None, settings: tuple[str, ...], backend: str) -> None:
+def explain(
+    file: Path, name: str | None, settings: tuple[str, ...], backend: Literal["auto", "cpp"]
+) -> None:
     """Show every level between FILE and its kernel, the passes and their reasons."""
     from attncompiler.compiler import compile as compile_variant
     from attncompiler.variant_file import load_variant

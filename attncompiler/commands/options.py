@@ -36,7 +36,11 @@ def variant_arguments(function: Decorated) -> Decorated:
 def backend_option(function: Decorated) -> Decorated:
     """``--backend cpp``: whose kernel."""
     return click.option(
-        "--backend", default="auto", show_default=True, help="Whose kernel: auto or cpp."
+        "--backend",
+        type=click.Choice(("auto", "cpp")),
+        default="auto",
+        show_default=True,
+        help="Whose kernel.",
     )(function)
 
 

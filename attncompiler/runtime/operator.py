@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attncompiler import errors
 from attncompiler.backends.cpp import Specialization, render
-from attncompiler.declarations import checked_value
 from attncompiler.preparation import run_prepare
+from attncompiler.runtime.arguments import split_arguments
 from attncompiler.runtime.cache import content_key, entry
 from attncompiler.runtime.call_checks import ELEMENT_TYPES, check_inputs, check_tensors
 from attncompiler.runtime.errors import DtypeError
@@ -81,7 +80,8 @@ class Operator:
         **arguments: Any,
     ) -> Any:
         """See the class."""
-        params, tensors = self._split(arguments)
+        trace = self.compilation.trace
+        params, tensors = split_arguments(self.variant, arguments, trace.params, trace.captured)
         if hasattr(self.variant, "prepare"):
             q, k, v, tensors = run_prepare(
                 self.variant, q, k, v, tensors, params=params, q_start=q_start
@@ -149,27 +149,6 @@ class Operator:
         return explain(self.compilation)
 
     # -- inside ------------------------------------------------------------------------------------------------
-
-    def _split(self, arguments: dict[str, Any]) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Values of all run-time scalars, and the tensors of the call."""
-        trace = self.compilation.trace
-        params = dict(trace.params)
-        tensors: dict[str, Tensor] = dict(trace.captured)
-        for name, value in arguments.items():
-            if name in self.variant._tensors:
-                tensors[name] = value
-            elif name in self.variant._parameters:
-                kind = self.variant._parameters[name]
-                params[name] = checked_value(self.name, name, kind, value, None)
-            else:
-                known = [*self.variant._tensors, *self.variant._parameters]
-                raise errors.UnknownArgumentError(
-                    variant=self.name,
-                    name=name,
-                    known=errors.nearest(name, known)
-                    or "only q, k, v, q_start, scale and return_stats",
-                )
-        return params, tensors
 
     def _scale(self, given: float | None, head_dim: int, params: Mapping[str, float]) -> float:
         if given is None:

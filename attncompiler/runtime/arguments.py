@@ -1,0 +1,39 @@
+"""Sorts the keywords of a call into parameter values and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from attncompiler import errors
+from attncompiler.declarations import checked_value
+from attncompiler.variant import Variant
+
+
+def split_arguments(
+    variant: Variant,
+    arguments: Mapping[str, Any],
+    params: Mapping[str, float] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Values of parameters and tensors of a call, over those given as defaults.
+
+    Raises UnknownArgumentError for a keyword that is neither, ParameterTypeError for a value of another type.
+    """
+    values, found = dict(params or {}), dict(tensors or {})
+    name = type(variant).__name__
+    for key, value in arguments.items():
+        if key in variant._tensors:
+            found[key] = value
+        elif key in variant._parameters:
+            values[key] = checked_value(name, key, variant._parameters[key], value, None)
+        else:
+            known = [*variant._tensors, *variant._parameters]
+            raise errors.UnknownArgumentError(
+                variant=name,
+                name=key,
+                known=errors.nearest(key, known) or "only q, k, v, q_start, scale and return_stats",
+            )
+    return values, found

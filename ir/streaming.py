@@ -14,8 +14,8 @@ The laws an evaluator or a kernel obeys:
 2. *Reading.* The row-only parts of a body that depend on running statistics (the ``m`` of exp(s - m), the
    max(m, sink) of exp(s - max(m, sink))) are computed once a row; a part that is not finite is read as 0.
    For a part that is a single maximum this says: at its identity it reads as 0, so that a score of -inf gives
-   exp(-inf - 0) = 0 and never exp(-inf + inf). ``readable`` writes this into an expression. The law is for
-   running statistics only: bodies of later passes, coefficients and kept values read final values as they are.
+   exp(-inf - 0) = 0 and never exp(-inf + inf). ``readable`` writes this into an expression. Only maxima and
+   minima are read while they move, a sum when it is final; final values are read as they are.
 3. *Rescaling.* A factor that is not finite is 0. It is not finite, or already 0, while a running maximum or
    minimum still holds its identity, and nothing but 0 was accumulated then: derivation streams a body only
    if it vanishes on keys that leave its statistics at their identity. ``rescaling`` writes this down.

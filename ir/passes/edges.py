@@ -1,7 +1,7 @@
-"""Turns a body and its moving statistics into a verdict on the edges: branches, sums of 0, infinite maxima.
+"""Turns a body and its moving statistics into a verdict on the edges: branches that move, infinite maxima.
 
-A body with the right factor on ordinary values may still be wrong to stream where a running sum is still 0, where
-a maximum has met nothing but -inf, or where keys change branch as statistics move.
+A body with the right factor on ordinary values may still be wrong to stream where a maximum has met nothing but
+-inf, or where keys change branch as statistics move.
 """
 
 from __future__ import annotations
@@ -55,20 +55,6 @@ def switches(body: Expr, running: frozenset[str], samples: Samples) -> bool:
     return False
 
 
-def regular_at_zero(body: Expr, factor: Expr, sums: frozenset[str], samples: Samples) -> bool:
-    """Whether body and factor stay finite, and the factor nonzero, where the running sums are 0."""
-    import torch
-
-    usual = with_old(samples)
-    at_zero = dict(usual)
-    for leaf, value in usual.items():
-        if isinstance(leaf, Stat | OldStat) and leaf.name in sums:
-            at_zero[leaf] = torch.zeros_like(value)
-    finite = torch.isfinite(values_of(body, usual))
-    bodies, factors = values_of(body, at_zero), values_of(factor, at_zero)
-    return bool((torch.isfinite(bodies) & torch.isfinite(factors) & (factors != 0))[finite].all())
-
-
 def vanishes(body: Expr, extrema: dict[str, Reduction], positive: frozenset[str]) -> bool:
     """Whether a key that leaves maxima or minima at their identity contributes 0, read by the law of reading.
 
@@ -98,7 +84,26 @@ def vanishes(body: Expr, extrema: dict[str, Reduction], positive: frozenset[str]
     for part in row_parts(body, names):
         if kind_of(part) == "float":
             blind |= ~values_of(part, leaves).isfinite()
-    return bool((values_of(readable(body, names), leaves)[possible & blind] == 0).all())
+    if not bool((values_of(readable(body, names), leaves)[possible & blind] == 0).all()):
+        return False
+    return all(_follows(body, r, samples) for r in extrema.values())
+
+
+def _follows(body: Expr, r: Reduction, samples: Samples) -> bool:
+    """Whether the law of reading is right at a key that takes an extremum to the far infinity, as +inf does a maximum.
+
+    An exponential of the score minus its maximum is NaN there, and so is the whole row; one that only bounds
+    the score is not, and needs the infinite maximum that the law reads as 0.
+    """
+    import torch
+
+    far = -IDENTITY[r.op]
+    leaves = dict(samples.leaves)
+    reached = values_of(r.body, leaves) == far
+    leaves[Stat(r.name)] = torch.full_like(leaves[Stat(r.name)], far)
+    true = values_of(body, leaves)
+    read = values_of(readable(body, [r.name]), leaves)
+    return bool((read == true)[reached & true.isfinite()].all())
 
 
 def with_old(samples: Samples) -> dict[Expr, Tensor]:

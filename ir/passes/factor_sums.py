@@ -14,10 +14,10 @@ from attncompiler.ir.expr import Const, Expr, Stat, is_row_only, stats_in, subst
 from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.passes.rescale import Refused, Rescaler
 from attncompiler.ir.passes.split import split
-from attncompiler.ir.passes.terms import Term, addends, total
+from attncompiler.ir.passes.terms import ZERO, Term, addends, total
 from attncompiler.ir.program import Program, Reduction
 from attncompiler.ir.signs import nonnegative
-from attncompiler.ir.streaming import INFINITY, finite_or_zero
+from attncompiler.ir.streaming import INFINITY
 
 _MOST_PARTS = 4
 
@@ -113,18 +113,15 @@ class _Factoring:
         return (sign and nonnegative(term.body, self.rescaler.positive)) or term.selected
 
     def _parts(self, name: str, terms: list[Term]) -> Expr:
+        return total([(1, self._part(name, t)) for t in terms])
+
+    def _part(self, name: str, term: Term) -> Expr:
+        raw, factor = self._raw(name, "sum", term.body), term.plain_coefficient
+        part = make("mul", raw, factor)
+        if not stats_in(factor):
+            return part
         # A row or class without keys has sum 0, also where its factor is 1/0.
-        return total(
-            [
-                (
-                    1,
-                    make(
-                        "mul", self._raw(name, "sum", t.body), finite_or_zero(t.plain_coefficient)
-                    ),
-                )
-                for t in terms
-            ]
-        )
+        return make("where", make("eq", raw, ZERO), raw, part)
 
     def _extremum(self, reduction: Reduction) -> Expr | None:
         """The reduction in terms of one over a body with shifts and scales taken off; None without any."""

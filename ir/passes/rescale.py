@@ -31,7 +31,7 @@ from attncompiler.ir.expr import (
     walk,
 )
 from attncompiler.ir.passes.canonicalize import simplify
-from attncompiler.ir.passes.edges import regular_at_zero, switches, values_of, vanishes, with_old
+from attncompiler.ir.passes.edges import switches, values_of, vanishes, with_old
 from attncompiler.ir.passes.samples import COUNT, Samples, is_comparison, key_atoms
 from attncompiler.ir.passes.terms import ONE
 from attncompiler.ir.program import Reduction
@@ -90,6 +90,12 @@ class Rescaler:
         samples = Samples([body], running, self.positive)
         if not _separable(samples.values(body)):
             return Refused(_MOVES.format(self._culprit(body, running)))
+        sums = sorted(r for r in running if self.known[r].op == "sum")
+        if sums:
+            # A sum may be 0, infinite or of either sign on the way; a factor would have to survive all of it.
+            return Refused(
+                f"follows {', '.join(sums)}, and a sum may take any value before its last key"
+            )
         if switches(body, running, samples):
             return Refused(
                 f"takes another branch for some keys when {', '.join(sorted(running))} changes"
@@ -100,11 +106,8 @@ class Rescaler:
         factor = _factor(body, reference, running)
         if not _verified(factor, body, samples):
             return Refused(_MOVES.format(", ".join(sorted(running))))
-        sums = frozenset(r for r in running if self.known[r].op == "sum")
-        if sums and not regular_at_zero(body, factor, sums, samples):
-            return Refused(f"is not finite while the sum {min(sums)} is still 0")
-        extrema = {r: self.known[r] for r in sorted(running - sums)}
-        if extrema and not vanishes(body, extrema, self.positive):
+        extrema = {r: self.known[r] for r in sorted(running)}
+        if not vanishes(body, extrema, self.positive):
             return Refused(f"does not vanish while {min(extrema)} is still infinite")
         return Streams(None if factor is ONE else factor)
 

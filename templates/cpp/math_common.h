@@ -30,6 +30,7 @@ INLINE void fold_sum(vreal& total, vreal x) { total += x; }
 INLINE void fold_sum(real& total, real x) { total += x; }
 
 // [fold_max]
+// Passes over a NaN when numbers follow; what is made of the scores themselves still shows it.
 INLINE void fold_max(vreal& total, vreal x) { total = max_number(total, x); }
 INLINE void fold_max(real& total, real x) { total = x != x || x > total ? x : total; }
 
@@ -69,7 +70,19 @@ INLINE vwide sign(vwide x) { return (x < vwide{}) - (x > vwide{}); }
 
 // [floordiv]
 // Rounds to minus infinity, as in Python; a zero divisor gives 0.
+#if VL_IS_NARROW
+INLINE vint floordiv(vint x, vint y) {
+  typedef double vdouble __attribute__((vector_size(VL * 8)));
+  // Quotients of 32-bit integers are far enough from the next integer for double precision to truncate right.
+  const vdouble quotient = __builtin_convertvector(x, vdouble) / __builtin_convertvector(y, vdouble);
+  vint q = __builtin_convertvector(quotient, vint);
+  const vint rest = x - q * y;
+  q += (rest != vint{}) & ((rest ^ y) < vint{});  // a true comparison is -1
+  return select(y == vint{}, vint{}, q);
+}
+#else
 INLINE vint floordiv(vint x, vint y) { vint r; for (int i = 0; i < VL; i++) r[i] = (lane_int)floordiv_int(x[i], y[i]); return r; }
+#endif
 static __attribute__((noinline)) vreal floordiv(vreal x, vreal y) { vreal r; for (int i = 0; i < VL; i++) r[i] = floordiv((real)x[i], (real)y[i]); return r; }
 #if VL_IS_NARROW
 INLINE vwide floordiv(vwide x, vwide y) { vwide r; for (int i = 0; i < VL; i++) r[i] = floordiv_int(x[i], y[i]); return r; }

@@ -177,12 +177,19 @@ class CppPrinter:
         """Definitions of values of the outer loops."""
         return [Definition(self.scalar_type(x), x.local.name, self.scalar(x.expr)) for x in lets]
 
+    def _row_arrays(self, lets: Iterable[Let]) -> list[Definition]:
+        """What is stored for each row; a truth value becomes the lane of a mask, all ones where it is true."""
+        return [
+            Definition(d.type, d.name, f"-(lane_int){d.code}" if d.type == "bool" else d.code)
+            for d in self.scalars(lets)
+        ]
+
     def pass_text(self, number: int, kernel_pass: KernelPass, earlier: list[str]) -> PassText:
         """One pass; ``earlier`` names the statistics that are final in it."""
         sweeps = [self.sweep_text(kernel_pass, i) for i in range(len(kernel_pass.sweeps))]
         return PassText(
             number=number,
-            rows=self.scalars(kernel_pass.rows),
+            rows=self._row_arrays(kernel_pass.rows),
             keys=self.scalars(kernel_pass.keys),
             final_stats=earlier,
             masked=kernel_pass.mask is not None,

@@ -1,0 +1,44 @@
+"""Formulas that once gave wrong numbers in C++, against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import attncompiler
+from attncompiler import oracle
+from attncompiler.dsl import Variant, where
+
+
+class ChosenByRow(Variant):
+    """A truth value of the row chooses between truth values of the pair."""
+
+    def mask(self, at: Any) -> Any:
+        return where(at.q % 2 == 0, at.k <= at.q, at.k > at.q)
+
+
+class NegatedByRow(Variant):
+    """The opposite of a truth value of the row meets one of the pair."""
+
+    def mask(self, at: Any) -> Any:
+        return ~((at.q % 3 == 0) & (at.k > 5))
+
+
+class RowStatisticCompared(Variant):
+    """A comparison of a final statistic meets one of the score."""
+
+    def normalize(self, s: Any, row: Any) -> Any:
+        big = row.max(s) > 1.5
+        return where(big ^ (s > 0), s, 1.0) / row.count() + (big == (row.k % 2 == 0))
+
+
+@pytest.mark.parametrize("variant", [ChosenByRow, NegatedByRow, RowStatisticCompared])
+def test_formula(variant: type[Variant]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    q = torch.randn(2, 4, 37, 16, generator=generator)
+    k, v = torch.randn(2, 2, 2, 150, 16, generator=generator)
+    got = attncompiler.compile(variant)(q, k, v)
+    expected = oracle.attention(variant(), q, k, v).out
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()

@@ -87,7 +87,7 @@ def _bound(node: Expr, memo: dict[Expr, int], tensor_bounds: Mapping[str, int]) 
         case Const(value):
             return abs(int(value))
         case Index():
-            return POSITION_LIMIT
+            return POSITION_LIMIT - 1
         case Size():
             return POSITION_LIMIT
         case Local(name) | Param(name):
@@ -101,6 +101,8 @@ def _bound(node: Expr, memo: dict[Expr, int], tensor_bounds: Mapping[str, int]) 
                     return ints[0] + ints[1]
                 case "mul":
                     return ints[0] * ints[1]
+                case "floordiv" if isinstance(args[1], Const) and args[1].value:
+                    return ints[0] // abs(int(args[1].value)) + 1
                 case "neg" | "abs" | "floordiv":
                     return ints[0]
                 case "min" | "max" | "where":

@@ -83,7 +83,7 @@ INLINE vint floordiv(vint x, vint y) {
 #else
 INLINE vint floordiv(vint x, vint y) { vint r; for (int i = 0; i < VL; i++) r[i] = (lane_int)floordiv_int(x[i], y[i]); return r; }
 #endif
-static __attribute__((noinline)) vreal floordiv(vreal x, vreal y) { vreal r; for (int i = 0; i < VL; i++) r[i] = floordiv((real)x[i], (real)y[i]); return r; }
+OUTLINE vreal floordiv(vreal x, vreal y) { vreal r; for (int i = 0; i < VL; i++) r[i] = floordiv((real)x[i], (real)y[i]); return r; }
 #if VL_IS_NARROW
 INLINE vwide floordiv(vwide x, vwide y) { vwide r; for (int i = 0; i < VL; i++) r[i] = floordiv_int(x[i], y[i]); return r; }
 #endif
@@ -106,4 +106,4 @@ INLINE vwide bit_length(vwide x) { vwide r; for (int i = 0; i < VL; i++) r[i] = 
 INLINE vreal rsqrt(vreal x) { return splat(1) / sqrt(x); }
 
 // [pow]
-static __attribute__((noinline)) vreal pow(vreal x, vreal y) { vreal r; for (int i = 0; i < VL; i++) r[i] = pow((real)x[i], (real)y[i]); return r; }
+OUTLINE vreal pow(vreal x, vreal y) { vreal r; for (int i = 0; i < VL; i++) r[i] = pow((real)x[i], (real)y[i]); return r; }

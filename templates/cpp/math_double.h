@@ -153,16 +153,16 @@ INLINE vreal log1p(vreal x) {
 }
 
 // [log2]
-static __attribute__((noinline)) vreal log2(vreal x) { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_log2(x[i]); return r; }
+OUTLINE vreal log2(vreal x) { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_log2(x[i]); return r; }
 
 // [erf]
-static __attribute__((noinline)) vreal erf(vreal x)  { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_erf(x[i]); return r; }
+OUTLINE vreal erf(vreal x)  { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_erf(x[i]); return r; }
 
 // [sin]
-static __attribute__((noinline)) vreal sin(vreal x)  { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_sin(x[i]); return r; }
+OUTLINE vreal sin(vreal x)  { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_sin(x[i]); return r; }
 
 // [cos]
-static __attribute__((noinline)) vreal cos(vreal x)  { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_cos(x[i]); return r; }
+OUTLINE vreal cos(vreal x)  { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_cos(x[i]); return r; }
 // [exp2_nonpositive]
 template <int DEGREE = 5> INLINE vreal exp2_nonpositive(vreal x) {
   vint n;

@@ -182,10 +182,10 @@ INLINE bool any(vint mask) {
 }
 
 // [sin_far]
-static __attribute__((noinline)) vreal sin_far(vreal x) { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_sinf(x[i]); return r; }
+OUTLINE vreal sin_far(vreal x) { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_sinf(x[i]); return r; }
 
 // [cos_far]
-static __attribute__((noinline)) vreal cos_far(vreal x) { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_cosf(x[i]); return r; }
+OUTLINE vreal cos_far(vreal x) { vreal r; for (int i = 0; i < VL; i++) r[i] = __builtin_cosf(x[i]); return r; }
 
 // [sincos_near]
 INLINE vreal sincos_near(vreal x, int shift) {                      // sin(x + shift pi/2), |x| <= 8192

@@ -84,7 +84,7 @@ INLINE real maximum(real x, real y) { return x != x || x > y ? x : y; }
 INLINE real minimum(real x, real y) { return x != x || x < y ? x : y; }
 
 // [absolute]
-INLINE real absolute(real x) { return sizeof(real) == 4 ? __builtin_fabsf(x) : __builtin_fabs(x); }
+INLINE real absolute(real x) { return (real)__builtin_fabs(x); }
 
 // [sign]
 INLINE real sign(real x) { return real((x > 0) - (x < 0)); }

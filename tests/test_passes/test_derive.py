@@ -191,9 +191,9 @@ def test_a_tiny_constant_beside_an_exponential_is_noticed():
     assert isinstance(r.verdict((E + 1e-6).expr, frozenset({"m"})), Refused)
 
 
-def test_a_branch_that_moves_is_noticed_even_where_a_maximum_nearly_always_hides_it():
+def test_a_branch_that_moves_is_noticed_even_where_a_maximum_hides_it():
     r = rescaler(("m", "max", call("abs", S)))
-    hidden = call("max", S * S * S * S * 1e9, where(S > M, S, call("tanh", S)))
+    hidden = call("max", S * S + 1e9, where(S > M, S, call("tanh", S)))
     refused = r.verdict(hidden.expr, frozenset({"m"}))
     assert refused == Refused("takes another branch for some keys when m changes")
 

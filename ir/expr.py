@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from attncompiler.ir.ops import CONVERSIONS, OPS, Kind
@@ -21,7 +21,7 @@ SizeName = Literal["B", "H", "G", "M", "N", "D", "Dv"]
 class _Interned(type):
     """Returns the existing node when one with the same fields is alive."""
 
-    _pool: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
+    _pool: ClassVar[WeakValueDictionary[tuple[object, ...], Any]] = WeakValueDictionary()
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         node = super().__call__(*args, **kwargs)
@@ -73,7 +73,10 @@ class Size(_Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Index(_Node):
-    """Position along an axis: batch b, query head h, key/value head g, query q (q_start included), key k, value feature d."""
+    """Position along an axis.
+
+    The axes are batch b, query head h, key/value head g, query q (q_start included), key k, value feature d.
+    """
 
     axis: Axis
 
@@ -173,7 +176,9 @@ def kind_of(expr: Expr) -> Kind:
     """The kind (float, int or bool) of an expression's value."""
     match expr:
         case Const(value):
-            return "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
+            return (
+                "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
+            )
         case Param() | Local() | Load():
             return expr.kind
         case Size() | Index():

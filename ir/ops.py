@@ -45,12 +45,9 @@ OPS: dict[str, Op] = _table(
     Op("max", 2, "numeric"),
     Op("sign", 1, "same"),
     Op("pow", 2, "float", "**"),
-    *(
-        Op(name, 1, "float")
-        for name in (
-            "exp exp2 expm1 log log2 log1p sqrt rsqrt tanh sigmoid erf sin cos floor ceil trunc round"
-        ).split()
-    ),
+    *(Op(name, 1, "float") for name in ("exp", "exp2", "expm1", "log", "log2", "log1p")),
+    *(Op(name, 1, "float") for name in ("sqrt", "rsqrt", "tanh", "sigmoid", "erf", "sin", "cos")),
+    *(Op(name, 1, "float") for name in ("floor", "ceil", "trunc", "round")),
     Op("eq", 2, "compare", "=="),
     Op("ne", 2, "compare", "!="),
     Op("lt", 2, "compare", "<"),

@@ -12,6 +12,13 @@ class BackendError(AttnCompilerError):
     advice = "choose one of {known}"
 
 
+class VariantTypeError(AttnCompilerError):
+    """Something else than a variant was given to ``compile``."""
+
+    message = "{found} is no variant"
+    advice = "derive a class from attncompiler.dsl.Variant and pass the class or an instance"
+
+
 class MissingCompilerError(AttnCompilerError):
     """No C++ compiler was found."""
 
@@ -30,6 +37,13 @@ class CompilerFailedError(AttnCompilerError):
         "compilers known to work are GCC 9 and later and Clang 12 and later; set CXX to choose one. "
         "The source is kept at {source}"
     )
+
+
+class CacheError(AttnCompilerError):
+    """The folder for built kernels cannot be written."""
+
+    message = "cannot write built kernels to {folder}: {reason}"
+    advice = "set ATTNCOMPILER_CACHE to a folder that can be written"
 
 
 class DtypeError(AttnCompilerError):

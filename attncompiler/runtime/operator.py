@@ -159,7 +159,11 @@ class Operator:
     def _library(self, spec: Specialization) -> Library:
         library = self._libraries.get(spec)
         if library is None:
-            library = Library(self._build(spec).path_library, self._signature)
+            path = self._build(spec).path_library
+            try:
+                library = Library(path, self._signature)
+            except OSError:  # somebody emptied the cache between the two lines
+                library = Library(self._build(spec).path_library, self._signature)
             self._libraries[spec] = library
         return library
 
@@ -226,5 +230,5 @@ def _readable(x: Tensor) -> Tensor:
 def _file_of(cls: type) -> str:
     try:
         return Path(inspect.getsourcefile(cls) or "variant.py").name
-    except TypeError:
+    except (OSError, TypeError):  # a class made at a prompt
         return "variant.py"

@@ -40,21 +40,20 @@ class Toolchain:
     def build(self, variant: str, source: Path, library: Path) -> None:
         """Compile ``source`` to ``library``; raises CompilerFailedError with the compiler's words."""
         compiled = source.with_suffix(".o")
-        self._run(variant, source, ["-c", str(source), "-o", str(compiled)])
+        self._run(variant, source, [*self.flags, "-c", str(source), "-o", str(compiled)])
         # The OpenMP symbols stay open: at load they bind to the runtime that torch has already brought in, so
         # the process keeps one pool of threads.
-        link = [*self.command, "-shared", str(compiled), "-o", str(library)]
-        self._check(
-            variant, source, subprocess.run(link, capture_output=True, text=True, check=False)
-        )
+        self._run(variant, source, ["-shared", str(compiled), "-o", str(library)])
         compiled.unlink()
 
     def _run(self, variant: str, source: Path, arguments: list[str]) -> None:
-        command = [*self.command, *self.flags, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        self._check(variant, source, done)
-
-    def _check(self, variant: str, source: Path, done: subprocess.CompletedProcess[str]) -> None:
+        command = [*self.command, *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise MissingCompilerError(
+                detail=f"{command[0]} does not start: {error.strerror}"
+            ) from error
         if done.returncode == 0:
             return
         # A folder of its own: another user or process may be failing at the same moment.
@@ -63,7 +62,7 @@ class Toolchain:
         raise CompilerFailedError(
             compiler=self.command[0],
             variant=variant,
-            output=(done.stderr or done.stdout)[:4000],
+            output=(done.stderr or done.stdout or f"it ended with status {done.returncode}")[:4000],
             source=kept,
         )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 import os
 import sys
 from itertools import islice
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 
 from attncompiler.ir.location import Location
 
@@ -28,11 +29,23 @@ def user_location(boundary: CodeType | None = None) -> Location | None:
     return None
 
 
-def _location(frame: FrameType) -> Location:
+def raised_at(filename: str, trace: TracebackType | None) -> Location | None:
+    """The innermost expression of one file on the way to an exception; None when the file is not on it."""
+    found = None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == filename:
+            found = trace
+        trace = trace.tb_next
+    return None if found is None else _location(found.tb_frame, found.tb_lineno, found.tb_lasti)
+
+
+def _location(frame: FrameType, line: int = 0, instruction: int = -1) -> Location:
+    """Where a frame stands, or stood when an exception passed through it."""
     code = frame.f_code
-    line = frame.f_lineno
+    line = line or frame.f_lineno
+    at = frame.f_lasti if instruction < 0 else instruction
     first, last, start, end = next(
-        islice(code.co_positions(), frame.f_lasti // 2, None), (line, line, None, None)
+        islice(code.co_positions(), at // 2, None), (line, line, None, None)
     )
     if start is None or end is None:
         return Location(code.co_filename, line)
@@ -85,6 +98,15 @@ def _construct(node: ast.AST) -> str:
             return name
         case _:
             return ""
+
+
+def class_location(cls: type) -> Location | None:
+    """The ``class`` line of a class; None when it has no file."""
+    try:
+        file, (lines, first) = inspect.getsourcefile(cls), inspect.getsourcelines(cls)
+    except (OSError, TypeError):  # made at a prompt
+        return None
+    return None if file is None else Location(file, first, 0, len(lines[0].rstrip()))
 
 
 def attribute_location(cls: type, name: str) -> Location | None:

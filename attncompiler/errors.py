@@ -41,10 +41,10 @@ class AttnCompilerError(Exception):
         return "\n".join(lines)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"a, b or c"``: the known names closest to a misspelled one; all of them when none is close."""
+def nearest(name: str, known: Iterable[str], *, all_if_none: bool = True) -> str:
+    """``"a, b or c"``: the known names closest to a misspelled one; all of them, or "", when none is close."""
     names = sorted(known)
-    found = get_close_matches(name, names, n=3, cutoff=0.6) or names[:40]
+    found = get_close_matches(name, names, n=3, cutoff=0.6) or names[: 40 if all_if_none else 0]
     return (
         found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}" if found else ""
     )
@@ -148,7 +148,10 @@ class OutOfRangeError(AttnCompilerError, IndexError):
     message = (
         "index {value} of tensor {tensor!r} is out of range on axis {axis!r} of extent {extent}"
     )
-    advice = "clamp the index, or forbid the pair in mask(); reads at forbidden pairs are harmless"
+    advice = (
+        "clamp the index, or forbid the pair in mask(): reads at forbidden pairs are harmless; "
+        "what check and bench draw is bounded by Tensor(..., low=, high=, extent=) or written by the method sample()"
+    )
 
 
 # Slots.
@@ -179,6 +182,13 @@ class ReturnKindError(AttnCompilerError):
     """A slot that returns nothing or a value of the wrong kind."""
 
     message = "{variant}.{slot} must return a {wanted}, it returns {found}"
+    advice = "{fix}"
+
+
+class SlotFailedError(AttnCompilerError):
+    """A slot whose own code raised; the exception is the ``__cause__``."""
+
+    message = "{variant}.{slot} stops with {kind}: {detail}"
     advice = "{fix}"
 
 
@@ -224,7 +234,7 @@ class PrepareError(AttnCompilerError):
     """``prepare`` returned something else than q, k, v and a dict of declared tensors."""
 
     message = "{variant}.prepare: {detail}"
-    advice = "return q, k, v, or q, k, v, {{'name': tensor}} for tensors declared on the class"
+    advice = "{fix}"
 
 
 # Calls of a compiled operator.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any
 
 from attncompiler import errors
@@ -18,6 +17,7 @@ from attncompiler.scopes import At, OutputAt, Row
 from attncompiler.slots import SLOTS, slot_location
 from attncompiler.symbol_tensors import TensorSymbol, resolve
 from attncompiler.symbols import Symbol
+from attncompiler.user_code import UserCode
 from attncompiler.variant import Variant
 
 
@@ -43,8 +43,8 @@ class Trace:
 def trace(variant: Variant) -> Trace:
     """Run the slots of ``variant`` once on symbols. The same class always gives the same program.
 
-    Raises a subclass of AttnCompilerError that names the user's line; what the user's own code raises passes through
-    with a note of the slot it came from.
+    Raises a subclass of AttnCompilerError that names the user's line; for what the user's own code raises that is a
+    SlotFailedError, and the exception is its cause.
     """
     cls = type(variant)
     reserved = frozenset(cls._parameters) | frozenset(cls._tensors)
@@ -60,7 +60,7 @@ def trace(variant: Variant) -> Trace:
 
     def run(slot: str, *arguments: object) -> Operand:
         rec.slot, rec.slot_location = slot, locations.get(slot)
-        with _Note(cls.__name__, slot):
+        with UserCode(variant, slot, locations.get(slot)):
             return _call_slot(rec, cls.__name__, slot, getattr(view, slot), arguments)
 
     mask = rec.convert(run("mask", At(rec)), "bool")
@@ -107,27 +107,6 @@ def _symbolic_view(variant: Variant, rec: Recorder) -> Variant:
         else:
             view.__dict__[name] = resolve(declaration, (), rec)
     return view
-
-
-class _Note:
-    """Adds the slot to an exception of the user's own code, and lets it pass."""
-
-    def __init__(self, variant: str, slot: str) -> None:
-        self.text = f"while attncompiler ran {variant}.{slot} on symbols"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None and not isinstance(error, errors.AttnCompilerError):
-            add_note = getattr(error, "add_note", None)  # Python 3.11 and later
-            if add_note is not None:
-                add_note(self.text)
 
 
 _WANTED: dict[str, Kind] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attncompiler import errors
 from attncompiler.slots import slot_location
+from attncompiler.user_code import UserCode
 from attncompiler.variant import Variant
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def run_prepare(
 
     ``prepare`` receives the declared tensors its signature names (all of them for ``**tensors``), and ``q_start`` when
     it names that; ``self`` carries the parameters of this call. Raises MissingTensorError for a tensor it names that
-    was not given, PrepareError for a result of another form.
+    was not given, SlotFailedError for what ``prepare`` raises, PrepareError for a result of another form.
     """
     method = getattr(variant, "prepare", None)
     given = dict(tensors)
@@ -38,7 +39,9 @@ def run_prepare(
     view.__dict__.update(variant.__dict__)
     view.__dict__.update(params or {})
     method = view.prepare  # type: ignore[attr-defined]
-    result = method(q, k, v, **_arguments(variant, method, given, q_start))
+    arguments = _arguments(variant, method, given, q_start)
+    with UserCode(variant, "prepare", slot_location(method)):
+        result = method(q, k, v, **arguments)
     return _checked(variant, result, given)
 
 
@@ -70,13 +73,20 @@ def _checked(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     import torch
 
-    detail = ""
+    detail, fix = (
+        "",
+        "return q, k, v, or q, k, v, {'name': tensor} for tensors declared on the class",
+    )
     extra: dict[str, torch.Tensor] = {}
     if not isinstance(result, tuple) or len(result) not in (3, 4):
         found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
         detail = f"it returned {'nothing' if result is None else found}"
     elif not all(isinstance(t, torch.Tensor) and t.dim() == 4 for t in result[:3]):
         detail = "q, k and v must be tensors of four axes"
+    elif len({t.dtype for t in result[:3]}) > 1:
+        found = ", ".join(str(t.dtype).removeprefix("torch.") for t in result[:3])
+        detail = f"q, k and v must have one dtype, it returned {found}"
+        fix = "convert what widens them, such as temperature.to(q.dtype), or return q.to(k.dtype)"
     elif len(result) == 4:
         extra = result[3] if isinstance(result[3], dict) else {}
         unknown = [n for n in extra if n not in variant._tensors]
@@ -89,5 +99,6 @@ def _checked(
             location=slot_location(getattr(variant, "prepare", None)),
             variant=type(variant).__name__,
             detail=detail,
+            fix=fix,
         )
     return result[0], result[1], result[2], given | extra

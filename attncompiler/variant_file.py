@@ -8,10 +8,11 @@ import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from attncompiler.errors import AttnCompilerError, nearest
+from attncompiler.caller import class_location, raised_at
+from attncompiler.errors import AttnCompilerError, MissingParameterError, nearest
 from attncompiler.ir.location import Location
 
 if TYPE_CHECKING:
@@ -94,11 +95,25 @@ def load_variant(path: Path, name: str | None = None, settings: Sequence[str] = 
     chosen = known[name]
     values = _parse(settings)
     if isinstance(chosen, type):
-        return chosen(**values)
+        return _made(chosen, values)
     if values:
         detail = f"{name} is already made in the file"
         raise SettingError(text=settings[0], detail=detail)
     return chosen
+
+
+def _made(cls: type[Variant], values: Mapping[str, bool | int | float]) -> Variant:
+    """An instance; a mistake in ``--set`` is shown at the class, since no line of the user makes the instance."""
+    try:
+        return cls(**values)
+    except AttnCompilerError as error:
+        error.location = class_location(cls)
+        if isinstance(error, MissingParameterError):
+            missing = [n for n in cls._parameters if n not in values and not hasattr(cls, n)]
+            error.remedy = (
+                f"give a default in the class, or {' '.join(f'--set {n}=...' for n in missing)}"
+            )
+        raise
 
 
 def _run(path: Path) -> ModuleType:
@@ -126,7 +141,7 @@ def _run(path: Path) -> ModuleType:
     except SyntaxError as error:
         raise _failed(path, error, _syntax_location(path, error)) from error
     except Exception as error:  # the user's own code: it may raise anything
-        raise _failed(path, error, _raised_at(path, error.__traceback__)) from error
+        raise _failed(path, error, raised_at(spec.origin or "", error.__traceback__)) from error
     finally:
         sys.path.remove(folder)
         if not finished:
@@ -146,16 +161,6 @@ def _syntax_location(path: Path, error: SyntaxError) -> Location:
     same_line = error.end_lineno == error.lineno
     end = (error.end_offset or 0) - 1 if same_line else 0
     return Location(error.filename or str(path), line, column, max(end, column + 1))
-
-
-def _raised_at(path: Path, trace: TracebackType | None) -> Location | None:
-    """The innermost line of the user's own file on the way to the error."""
-    found = None
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            found = Location(str(path), trace.tb_lineno)
-        trace = trace.tb_next
-    return found
 
 
 def _parse(settings: Sequence[str]) -> Mapping[str, bool | int | float]:

@@ -6,12 +6,20 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from attncompiler.caller import condition_at
 from attncompiler.dsl import Variant
-from attncompiler.errors import AttnCompilerError, InternalError, nearest
+from attncompiler.errors import (
+    AttnCompilerError,
+    InternalError,
+    PrepareError,
+    SlotFailedError,
+    nearest,
+)
 from attncompiler.frontend import trace
 from attncompiler.ir.location import Location
+from attncompiler.preparation import run_prepare
 
 HEADER = "import math\nimport torch\nfrom attncompiler.dsl import *\n"
 MISTAKES = dict(
@@ -56,14 +64,36 @@ def test_the_caret_stands_below_the_expression(tmp_path: Path) -> None:
     assert shown[line][start : start + shown[line + 1].count("^")] == "at.q // 0"
 
 
-def test_the_users_own_exception_passes_with_a_note() -> None:
+def test_the_users_own_exception_is_the_cause() -> None:
     class V(Variant):
         def score(self, s, at):
             raise KeyError("mine")
 
-    with pytest.raises(KeyError) as caught:
+    with pytest.raises(SlotFailedError, match=r"V\.score stops with KeyError: 'mine'") as caught:
         trace(V())
-    assert "V.score" in caught.value.__notes__[0]
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert 'raise KeyError("mine")' in str(caught.value)
+
+
+def test_prepare_shows_its_line_too() -> None:
+    class V(Variant):
+        def prepare(self, q, k, v):
+            return q @ v, k, v
+
+    q, k, v = torch.zeros(3, 1, 1, 4, 8)
+    with pytest.raises(SlotFailedError, match=r"V\.prepare stops with RuntimeError") as caught:
+        run_prepare(V(), q, k, v, {})
+    assert "return q @ v, k, v" in str(caught.value)
+
+
+def test_prepare_returns_one_dtype() -> None:
+    class V(Variant):
+        def prepare(self, q, k, v):
+            return q * torch.ones(()).double().exp()[None], k, v
+
+    q, k, v = torch.zeros(3, 1, 1, 4, 8, dtype=torch.bfloat16)
+    with pytest.raises(PrepareError, match="float64, bfloat16, bfloat16"):
+        run_prepare(V(), q, k, v, {})
 
 
 def test_construct_is_found_from_the_source(tmp_path: Path) -> None:

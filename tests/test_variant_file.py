@@ -61,6 +61,25 @@ def test_a_missing_parameter_names_it(tmp_path: Path) -> None:
     assert load_variant(path, settings=["cap=2.5"]).parameters() == {"cap": 2.5}
 
 
+@pytest.mark.parametrize(("settings", "help_"), [([], "--set cap=..."), (["capp=1"], "are cap")])
+def test_a_mistake_in_settings_shows_the_class(
+    tmp_path: Path, settings: list[str], help_: str
+) -> None:
+    path = write(tmp_path, BOUND)
+    with pytest.raises(AttnCompilerError) as caught:
+        load_variant(path, settings=settings)
+    assert caught.value.location is not None
+    assert (caught.value.location.filename, caught.value.location.line) == (str(path), 2)
+    assert help_ in str(caught.value)
+
+
+def test_a_relative_path_shows_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "x = 1 / 0\n")
+    with pytest.raises(VariantFileError, match="x = 1 / 0"):
+        load_variant(Path("mine.py"))
+
+
 def test_name_chooses(tmp_path: Path) -> None:
     path = write(tmp_path, TWO)
     with pytest.raises(SeveralVariantsError, match=r"One, Two[\s\S]*--name One"):

@@ -118,8 +118,9 @@ class Report:
             if not compared:
                 continue
             worst, case = max(compared, key=lambda pair: pair[0].ratio)
+            cases = "case " if len(mine) == 1 else "cases"
             lines.append(
-                f"{dtype:<9}{len(mine):4d} cases  worst error {worst.error:.2e} in {worst.what}"
+                f"{dtype:<9}{len(mine):4d} {cases}  worst error {worst.error:.2e} in {worst.what}"
                 f" (plain PyTorch {worst.plain_error:.2e}, limit {worst.limit:.2e})  {case}"
             )
         return "\n".join(lines)

@@ -64,6 +64,17 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert "Usage: attncompiler " + command in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "file"), [("Gemma2Local", "gemma2_local"), ("swin_2d", "swin_2d"), ("GPT2", "gpt2")]
+)
+def test_new_keeps_numbers_with_their_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("new", name) == 0
+    assert [p.stem for p in tmp_path.iterdir()] == [file]
+
+
 @pytest.mark.parametrize("name", ["my_attention", "MyAttention", "my-attention.py"])
 def test_new_writes_a_file_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -102,6 +113,7 @@ def test_new_refuses_what_is_no_name(
         (VARIANT + "class Other(Small):\n    pass\n", 2, "--name Small"),
         ("raise RuntimeError('mine')\n", 1, "RuntimeError: mine"),
         (VARIANT.replace("causal(at)", "at.q if at.q > at.k else at.k"), 1, "at.q > at.k"),
+        (VARIANT.replace("causal(at)", "at.q >= self.shift"), 1, "shift = Tensor("),
     ],
 )
 def test_mistakes_print_a_message_and_no_traceback(
@@ -165,6 +177,7 @@ def test_check_finds_shrinks_and_repeats_an_out_of_range_read(
     shown = capsys.readouterr().out
     assert "M=1 N=1" in shown
     assert "'table' is out of range" in shown
+    assert "self.table[at.k + 3]" in shown
     assert "outside.py:7" in shown
     case = re.search(r'--case "([^"]+)"', shown)
     assert case is not None

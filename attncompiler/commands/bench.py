@@ -55,7 +55,7 @@ def bench(
     from attncompiler.comparison import Size, compare, inputs_for
     from attncompiler.variant_file import load_variant
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     variant = load_variant(file, name, settings)
     size = Size(length, head_dim, dtype, batch, heads, kv_heads)
     with console.status(f"measuring {size}"):

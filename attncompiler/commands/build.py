@@ -56,7 +56,7 @@ def build(
     """
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     clock = time.perf_counter()
     with console.status("importing torch"):
         import torch  # noqa: F401  its own line in the report: it takes longer than a build

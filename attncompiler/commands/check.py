@@ -49,7 +49,7 @@ def check(
     from attncompiler.check import Checker
     from attncompiler.variant_file import load_variant
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     checker = Checker(load_variant(file, name, settings), backend=backend)
     drawn = [_parse(one)] if one else draw_cases(seed, cases, dtypes or DTYPES)
     with console.status("building") as status:

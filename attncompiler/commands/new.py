@@ -15,7 +15,7 @@ import click
 @click.argument("name")
 def new(name: str) -> None:
     """Write NAME.py: a commented variant that builds as it is."""
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name.removesuffix(".py"))
+    words = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+[a-z]*", name.removesuffix(".py"))
     class_name = "".join(word[:1].upper() + word[1:] for word in words)
     file_name = "_".join(word.lower() for word in words)
     if not class_name.isidentifier() or keyword.iskeyword(file_name):

@@ -31,6 +31,11 @@ class Grid(torch.Tensor):
         name = func.__name__
         if name == "__getitem__" and not isinstance(args[0], Grid):
             return Elements("captured tensor", args[0])[args[1]]
+        whole = name.strip("_") in _INTEGER_DIVISIONS or kwargs.get("rounding_mode") is not None
+        if whole and len(args) == 2:
+            args, zero = _without_zero_divisors(args, reflected=name.startswith("__r"))
+            result = super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+            return result if zero is None else result.masked_fill(zero, 0)
         if name in ("float", "double", "half", "bfloat16"):
             return args[0].to(torch.get_default_dtype())
         if name in ("to", "type"):
@@ -46,6 +51,24 @@ class Grid(torch.Tensor):
 
     def __rdivmod__(self, other: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return other // self, other % self
+
+
+_INTEGER_DIVISIONS = frozenset(
+    {"floordiv", "rfloordiv", "floor_divide", "mod", "rmod", "remainder"}
+)
+
+
+def _without_zero_divisors(
+    operands: tuple[Any, ...], *, reflected: bool
+) -> tuple[tuple[Any, ...], torch.Tensor | None]:
+    """Integer operands whose zero divisors became ones, and where they were: a zero divisor gives 0."""
+    divisor = operands[0 if reflected else 1]
+    tensors = [torch.as_tensor(x).as_subclass(torch.Tensor) for x in operands]
+    zero = tensors[0 if reflected else 1] == 0
+    if any(t.is_floating_point() for t in tensors) or not bool(zero.any()):
+        return operands, None
+    safe = torch.as_tensor(divisor).masked_fill(zero, 1)
+    return ((safe, operands[1]) if reflected else (operands[0], safe)), zero
 
 
 def _one_width(value: Any) -> Any:

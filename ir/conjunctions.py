@@ -180,7 +180,8 @@ def _congruent(x: Expr, modulus: Expr, residue: Expr, box: Box) -> list[Expr]:
         make("floordiv", to_expression(linear(e).plus(rest, -1).plus(Linear({}, by))), size)
         for e, by in zip(both, (-1, 0), strict=True)
     )
-    return [make("gt", last, before)]
+    # Dividing by 0 leaves 0 of every number.
+    return [make("or", make("gt", last, before), make("eq", modulus, Const(0)))]
 
 
 def _power_of_two(op: str, of: Range) -> list[Expr]:

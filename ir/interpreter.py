@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attncompiler.ir.expr import Call, Const, Expr, Load, walk
@@ -55,6 +56,16 @@ def _functions(real: object) -> dict[str, Callable[..., Tensor]]:
             rest = rest >> 1
         return length
 
+    def divided(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """A division in which an integer zero divisor gives 0."""
+
+        def total(x: Tensor, y: Tensor) -> Tensor:
+            if x.is_floating_point():
+                return rule(x, y)
+            return rule(x, torch.where(y == 0, 1, y)) * (y != 0)
+
+        return total
+
     def truncate(x: Tensor) -> Tensor:
         return x.trunc().to(torch.int64) if x.is_floating_point() else x.to(torch.int64)
 
@@ -63,8 +74,8 @@ def _functions(real: object) -> dict[str, Callable[..., Tensor]]:
         "sub": torch.sub,
         "mul": torch.mul,
         "div": torch.div,
-        "floordiv": lambda x, y: torch.div(x, y, rounding_mode="floor"),
-        "mod": torch.remainder,
+        "floordiv": divided(partial(torch.div, rounding_mode="floor")),
+        "mod": divided(torch.remainder),
         "neg": torch.neg,
         "abs": torch.abs,
         "min": torch.minimum,

@@ -69,6 +69,8 @@ EXACT = {
     "prefix": (either(causal, op("lt", k, w)), W),
     "chunked": (op("eq", op("floordiv", q, 6), op("floordiv", k, 6)), {}),
     "chunked, size at run time": (op("eq", op("floordiv", q, w), op("floordiv", k, w)), W),
+    "multiples of a run-time number": (op("eq", op("mod", k, w), 0), W),
+    "multiples of zero": (op("eq", op("mod", k, w), 0), {"w": 0}),
     "chunked causal": (both(causal, op("eq", op("floordiv", q, 6), op("floordiv", k, 6))), {}),
     "block causal": (op("le", op("floordiv", k, 5), op("floordiv", q, 5)), {}),
     "halo": (

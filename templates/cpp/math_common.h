@@ -89,11 +89,11 @@ INLINE vwide floordiv(vwide x, vwide y) { vwide r; for (int i = 0; i < VL; i++) 
 #endif
 
 // [mod]
-// Has the sign of the divisor, as in Python.
-INLINE vint mod(vint x, vint y) { return x - floordiv(x, y) * y; }
+// Has the sign of the divisor, as in Python; a zero divisor gives 0.
+INLINE vint mod(vint x, vint y) { return (x - floordiv(x, y) * y) & (y != vint{}); }
 INLINE vreal mod(vreal x, vreal y) { vreal r; for (int i = 0; i < VL; i++) r[i] = mod((real)x[i], (real)y[i]); return r; }
 #if VL_IS_NARROW
-INLINE vwide mod(vwide x, vwide y) { return x - floordiv(x, y) * y; }
+INLINE vwide mod(vwide x, vwide y) { return (x - floordiv(x, y) * y) & (y != vwide{}); }
 #endif
 
 // [bit_length]

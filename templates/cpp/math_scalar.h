@@ -67,12 +67,13 @@ INLINE int64_t sign_int(int64_t x) { return (x > 0) - (x < 0); }
 // Rounds to minus infinity, as in Python; a zero divisor gives 0.
 INLINE int64_t floordiv_int(int64_t x, int64_t y) {
   if (y == 0) return 0;
+  if (y == -1) return (int64_t)(0 - (uint64_t)x);  // the machine traps on the smallest integer
   const int64_t q = x / y;
   return q - (x % y != 0 && (x < 0) != (y < 0));
 }
 
 // [mod_int]
-INLINE int64_t mod_int(int64_t x, int64_t y) { return x - floordiv_int(x, y) * y; }
+INLINE int64_t mod_int(int64_t x, int64_t y) { return y == 0 ? 0 : x - floordiv_int(x, y) * y; }
 
 // [bit_length_int]
 INLINE int64_t bit_length_int(int64_t x) { return x == 0 ? 0 : 64 - __builtin_clzll((uint64_t)(x < 0 ? -x : x)); }

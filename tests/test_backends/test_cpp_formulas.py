@@ -34,7 +34,26 @@ class RowStatisticCompared(Variant):
         return where(big ^ (s > 0), s, 1.0) / row.count() + (big == (row.k % 2 == 0))
 
 
-@pytest.mark.parametrize("variant", [ChosenByRow, NegatedByRow, RowStatisticCompared])
+class DividedByZero(Variant):
+    """Integer division by zero gives 0, in masks, tile conditions and scores; -2**63 // -1 does not trap."""
+
+    n: int = 0
+    least: int = -(2**63)
+
+    def score(self, s: Any, at: Any) -> Any:
+        trap = self.least // (at.k % 3 - 1) + (self.least + at.k * 0) // -1
+        return s + at.k // self.n + at.q % self.n + 7 % (at.k % 2) + where(trap % 5 == 0, 1.0, 2.0)
+
+    def mask(self, at: Any) -> Any:
+        return (
+            (at.k % self.n == 0) & ((at.q - at.k) % self.n <= 0) & (at.k % self.n == at.q // self.n)
+        )
+
+
+VARIANTS = [ChosenByRow, NegatedByRow, RowStatisticCompared, DividedByZero]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_formula(variant: type[Variant]) -> None:
     generator = torch.Generator().manual_seed(5)
     q = torch.randn(2, 4, 37, 16, generator=generator)

@@ -94,8 +94,6 @@ def inputs(call: Call) -> list[Array]:
     if call.op == "shl":
         pools[0] = np.array([0, 1, -1, 3])
         pools[1] = SHIFTS[:-1]
-    if call.op in ("floordiv", "mod") and pools[1].dtype.kind == "i":
-        pools[1] = pools[1][pools[1] != 0]
     if call.op in ("floordiv", "mod") and pools[0] is FLOATS:
         pools = [FLOATS[np.abs(FLOATS) != 1e-40]] * 2  # torch's own vectors overflow there
     if call.op == "to_int" and pools[0] is FLOATS:

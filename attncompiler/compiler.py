@@ -27,7 +27,7 @@ from attncompiler.ir.streaming import StreamingPlan
 from attncompiler.ir.verify import VerifyError, verify_plan, verify_program
 from attncompiler.ir.verify_kernel import verify_kernel
 from attncompiler.runtime.dense import DenseOperator
-from attncompiler.runtime.errors import BackendError
+from attncompiler.runtime.errors import BackendError, VariantTypeError
 from attncompiler.runtime.operator import BuiltKernel, Operator
 from attncompiler.variant import Variant
 
@@ -73,6 +73,8 @@ def compile(variant: Variant | type[Variant], backend: str = "auto") -> Operator
     if backend not in ("auto", *BACKENDS):
         raise BackendError(name=backend, known=", ".join(("auto", *BACKENDS)))
     instance = variant() if inspect.isclass(variant) else variant
+    if not isinstance(instance, Variant):
+        raise VariantTypeError(found=repr(variant))
     return (
         DenseOperator(instance) if backend == "dense" else Operator(compile_levels(trace(instance)))
     )

@@ -161,13 +161,21 @@ def checked_value(
             fix = "give True or False"
         case "int":
             if isinstance(value, int) and not isinstance(value, bool):
-                return value
-            whole = isinstance(value, float) and math.isfinite(value)
-            fix = f"give an int, or annotate {name}: float" if whole else "give an int"
+                if -(2**63) <= value < 2**63:
+                    return value
+                fix = "kernels compute with integers of 64 bits"
+            else:
+                may_be_float = isinstance(value, float) and name not in CALL_ARGUMENTS
+                whole = may_be_float and math.isfinite(cast(float, value))
+                fix = f"give an int, or annotate {name}: float" if whole else "give an int"
         case "float":
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return float(value)
-            fix = "give a number"
+                try:
+                    return float(value)
+                except OverflowError:  # an int beyond the range of floats
+                    fix = "give a number below 1.8e308"
+            else:
+                fix = "give a number"
     raise errors.ParameterTypeError(
         location=location, variant=variant, name=name, kind=_article(kind), value=value, fix=fix
     )

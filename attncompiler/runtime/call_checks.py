@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from attncompiler import errors
 from attncompiler.ir.program import TensorDecl
@@ -133,6 +134,20 @@ def _check_storage(name: str, x: Tensor) -> None:
         )
     if x.requires_grad and torch.is_grad_enabled():
         raise NoGradientError(name=name)
+    # Forward-mode derivatives live in tangents that a kernel would drop silently.
+    if forward_ad._current_level >= 0:
+        if forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+            raise NoGradientError(name=name)
+    if torch._C._functorch.is_functorch_wrapped_tensor(x) or (
+        type(x) is not Tensor and x.untyped_storage().device != x.device
+    ):
+        raise DtypeError(
+            name=name,
+            detail="it has no memory: it is a fake tensor, or inside a transform such as torch.vmap",
+            fix="call the operator on ordinary tensors; its first axis is the batch",
+        )
+    if x.is_neg():  # z.conj().imag is a view whose memory holds the opposite numbers
+        raise DtypeError(name=name, detail="it is a negated view", fix=f"pass {name}.resolve_neg()")
 
 
 def check_tensors(

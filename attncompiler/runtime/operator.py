@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.cpp import Specialization, render
+from attncompiler.declarations import checked_value
 from attncompiler.preparation import run_prepare
 from attncompiler.runtime.arguments import split_arguments
 from attncompiler.runtime.cache import content_key, entry
@@ -68,6 +69,12 @@ class Operator:
     def __repr__(self) -> str:
         return f"<attncompiler operator {self.name}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy the variant; loaded kernels belong to a process, which finds them in the cache again."""
+        from attncompiler.compiler import compile as compile_variant
+
+        return compile_variant, (self.variant, "cpp")
+
     def __call__(
         self,
         q: Tensor,
@@ -80,6 +87,9 @@ class Operator:
         **arguments: Any,
     ) -> Any:
         """See the class."""
+        q_start = int(checked_value(self.name, "q_start", "int", q_start, None))
+        if scale is not None:
+            scale = checked_value(self.name, "scale", "float", scale, None)
         trace = self.compilation.trace
         params, tensors = split_arguments(self.variant, arguments, trace.params, trace.captured)
         if hasattr(self.variant, "prepare"):

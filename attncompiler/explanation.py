@@ -113,6 +113,7 @@ def _streaming(plan: StreamingPlan) -> Iterator[str]:
     sums = "1 sum" if len(plan.accumulators) == 1 else f"{len(plan.accumulators)} sums"
     count = "one pass" if plan.passes == 1 else f"{plan.passes} passes"
     yield f"   {count[0].upper()}{count[1:]} over the keys, {sums} of values carried along."
+    yield "   A pass reads all keys, tile by tile; its sweeps go over a tile one after the other."
     # The program stands above already.
     yield _indented(print_plan(plan).removeprefix(print_program(plan.program)).lstrip("\n"))
 

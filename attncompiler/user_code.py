@@ -50,6 +50,8 @@ def _fix(error: Exception, variant: Variant, slot: str) -> str:
     if isinstance(error, NameError) and error.name is not None:
         from attncompiler import dsl
 
+        if error.name in dsl.__all__:
+            return f"add: from attncompiler.dsl import {error.name}"
         close = nearest(error.name, dsl.__all__, all_if_none=False)
         return f"did you mean {close}?" if close else f"import or define {error.name} in the file"
     if isinstance(error, AttributeError) and isinstance(error.obj, type(variant)):

@@ -114,6 +114,7 @@ def test_new_refuses_what_is_no_name(
         ("raise RuntimeError('mine')\n", 1, "RuntimeError: mine"),
         (VARIANT.replace("causal(at)", "at.q if at.q > at.k else at.k"), 1, "at.q > at.k"),
         (VARIANT.replace("causal(at)", "at.q >= self.shift"), 1, "shift = Tensor("),
+        (VARIANT.replace("causal(at)", "tanh(at.q) > 0"), 1, "attncompiler.dsl import tanh"),
     ],
 )
 def test_mistakes_print_a_message_and_no_traceback(
@@ -204,5 +205,9 @@ def test_bench_compares_with_pytorch(variant: Path, capsys: pytest.CaptureFixtur
 def test_list_shows_the_prelude(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     shown = capsys.readouterr().out
-    assert "causal" in shown
-    assert "softmax" in shown
+    for line in (
+        "sliding_window(at, window) ",
+        "power_of_two(at, block, window=1, sink=1) ",
+        "tanh",
+    ):
+        assert line in shown

@@ -151,6 +151,15 @@ def checked_value(
     variant: str, name: str, kind: Kind, value: object, location: Location | None
 ) -> float:
     """The value as the parameter's type; an int is a float, nothing else is converted silently."""
+    if _records_gradient(value):
+        raise errors.ParameterTypeError(
+            location=location,
+            variant=variant,
+            name=name,
+            kind=_article(kind),
+            value=value,
+            fix=f"parameters have no gradient: pass {name}.item(), or declare {name} = Tensor()",
+        )
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         value = cast(Any, value).item()
     fix: str
@@ -179,6 +188,15 @@ def checked_value(
     raise errors.ParameterTypeError(
         location=location, variant=variant, name=name, kind=_article(kind), value=value, fix=fix
     )
+
+
+def _records_gradient(value: object) -> bool:
+    """Whether taking only the number of a torch tensor would lose a gradient."""
+    if not getattr(value, "requires_grad", False):
+        return False
+    import torch
+
+    return torch.is_grad_enabled()
 
 
 def _article(kind: Literal["float", "int", "bool"]) -> str:

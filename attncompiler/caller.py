@@ -13,15 +13,19 @@ from types import CodeType, FrameType, TracebackType
 from attncompiler.ir.location import Location
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_COMMANDS = _PACKAGE + "commands" + os.sep
 
 
 def user_location(boundary: CodeType | None = None) -> Location | None:
-    """The innermost frame outside this package; None when the frame of code ``boundary`` comes first."""
+    """The innermost frame outside this package.
+
+    None when the frame of code ``boundary`` or of a command comes first: then no line of the user asked for it.
+    """
     torch = sys.modules.get("torch")
     skipped = (_PACKAGE, os.path.dirname(torch.__file__ or "") + os.sep if torch else _PACKAGE)
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is boundary:
+        if frame.f_code is boundary or frame.f_code.co_filename.startswith(_COMMANDS):
             return None
         if not frame.f_code.co_filename.startswith(skipped):
             return _location(frame)

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import attncompiler
 from attncompiler.caller import condition_at
 from attncompiler.dsl import Variant
 from attncompiler.errors import (
     AttnCompilerError,
     InternalError,
     PrepareError,
+    ShapeError,
     SlotFailedError,
     nearest,
 )
@@ -85,6 +87,18 @@ def test_prepare_shows_its_line_too() -> None:
     with pytest.raises(SlotFailedError, match=r"V\.prepare stops with RuntimeError") as caught:
         run_prepare(V(), q, k, v, {})
     assert "return q @ v, k, v" in str(caught.value)
+
+
+def test_a_mistake_in_a_call_shows_the_call() -> None:
+    class V(Variant):
+        pass
+
+    op = attncompiler.compile(V)
+    q, k, v = torch.zeros(3, 1, 1, 4, 8)
+    with pytest.raises(ShapeError) as caught:
+        op(q, k[..., :4], v)
+    assert "op(q, k[..., :4], v)\n" in str(caught.value)
+    assert "^" in str(caught.value)
 
 
 def test_prepare_returns_one_dtype() -> None:

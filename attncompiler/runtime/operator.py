@@ -22,6 +22,7 @@ from attncompiler.runtime.call_checks import ELEMENT_TYPES, check_inputs, check_
 from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.library import Library, Signature
 from attncompiler.runtime.toolchain import find_toolchain
+from attncompiler.user_code import shows_call
 
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
@@ -75,6 +76,7 @@ class Operator:
 
         return compile_variant, (self.variant, "cpp")
 
+    @shows_call
     def __call__(
         self,
         q: Tensor,

@@ -135,9 +135,8 @@ def _check_storage(name: str, x: Tensor) -> None:
     if x.requires_grad and torch.is_grad_enabled():
         raise NoGradientError(name=name)
     # Forward-mode derivatives live in tangents that a kernel would drop silently.
-    if forward_ad._current_level >= 0:
-        if forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
-            raise NoGradientError(name=name)
+    if forward_ad._current_level >= 0 and _has_tangent(x):
+        raise NoGradientError(name=name)
     if torch._C._functorch.is_functorch_wrapped_tensor(x) or (
         type(x) is not Tensor and x.untyped_storage().device != x.device
     ):
@@ -148,6 +147,10 @@ def _check_storage(name: str, x: Tensor) -> None:
         )
     if x.is_neg():  # z.conj().imag is a view whose memory holds the opposite numbers
         raise DtypeError(name=name, detail="it is a negated view", fix=f"pass {name}.resolve_neg()")
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call, no-any-return]
 
 
 def check_tensors(

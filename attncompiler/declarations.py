@@ -46,12 +46,12 @@ class Tensor:
     ) -> None:
         self.axes = axes
         self.dtype = dtype
-        self.kind: Kind = _KINDS[dtype] if dtype in ("float", "int", "bool") else torch_kind(dtype)
+        self.location = user_location()
+        self.kind: Kind = _tensor_kind(dtype, self.location)
         self.low = low
         self.high = high
         self.extent = extent
         self.name = ""
-        self.location = user_location()
         for axis in axes:
             good = isinstance(axis, str) or (isinstance(axis, int) and axis > 0)
             if (
@@ -94,6 +94,22 @@ class Tensor:
                 detail="the name is an argument of every operator",
                 fix="choose another name for the tensor",
             )
+
+
+def _tensor_kind(dtype: object, location: Location | None) -> Kind:
+    if isinstance(dtype, (str, type)) and dtype in _KINDS:
+        return _KINDS[dtype]
+    if str(dtype) in ("torch.bool", "torch.uint8") or str(dtype).startswith(
+        ("torch.float", "torch.bfloat", "torch.int")
+    ):
+        return torch_kind(dtype)
+    raise errors.DeclarationError(
+        location=location,
+        variant="Tensor",
+        name=f"dtype={dtype!r}",
+        detail="no element type that formulas have",
+        fix='write dtype="float", "int" or "bool", or a real torch dtype such as torch.int32',
+    )
 
 
 def class_annotations(cls: type) -> dict[str, object]:

@@ -371,3 +371,17 @@ def test_importing_the_dsl_does_not_import_torch() -> None:
         "assert 'torch' not in sys.modules and 'sympy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        ("bool", "bool"),
+        (bool, "bool"),
+        (int, "int"),
+        (torch.uint8, "int"),
+        (torch.bfloat16, "float"),
+    ],
+)
+def test_a_tensor_takes_any_name_of_a_type(dtype: object, kind: str) -> None:
+    assert Tensor("h", dtype=dtype).kind == kind

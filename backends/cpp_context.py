@@ -73,6 +73,7 @@ class SweepText:
     score: str | None
     stores_score: bool
     elements: list[Definition]
+    factors: list[Definition]
     stats: list[StatText]
     weights: list[WeightText]
 

@@ -230,6 +230,10 @@ class CppPrinter:
         if scored and not computes:
             score = "load_real(cell)"
         elements = printer.define(bodies, "t")
+        body_texts = {body: printer(body).code for body in bodies}
+        # Factors are used after the walk over the keys, where the names of elements no longer exist.
+        after = self.lane_printer(kernel_pass.nonpositive)
+        factor_lets = after.define(factors, "f")
         used = [*heads, *bodies, *factors, *(x.expr for x in sweep.lanes)]
         return SweepText(
             first=first,
@@ -242,14 +246,15 @@ class CppPrinter:
             score=score,
             stores_score=stores,
             elements=elements,
+            factors=factor_lets,
             stats=[
                 StatText(
                     identifier(u.name),
                     u.op,
                     IDENTITIES[u.op],
                     f"fold_{u.op}",
-                    printer(u.body).code,
-                    None if u.factor is None else printer(u.factor).code,
+                    body_texts[u.body],
+                    None if u.factor is None else after(u.factor).code,
                 )
                 for u in sweep.stats
             ],
@@ -257,8 +262,8 @@ class CppPrinter:
                 WeightText(
                     identifier(w.accumulator),
                     slot,
-                    printer(w.body).code,
-                    None if w.factor is None else printer(w.factor).code,
+                    body_texts[w.body],
+                    None if w.factor is None else after(w.factor).code,
                 )
                 for slot, w in enumerate(sweep.weights)
             ],

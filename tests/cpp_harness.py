@@ -43,7 +43,11 @@ def library(
 ) -> dict[str, Callable[..., Array]]:
     """Compile the functions over the lanes of ``real``; each takes and gives arrays (any length that fits lanes)."""
     calls = "\n".join(_export(f) for f in functions)
-    lanes = cpp._environment().get_template("lanes.h.j2").render(real=real, types={"bfloat16", "float16", "bool8"})
+    lanes = (
+        cpp._environment()
+        .get_template("lanes.h.j2")
+        .render(real=real, types={"bfloat16", "float16", "bool8"})
+    )
     text = "#include <stdint.h>\n#include <stdlib.h>\n#include <string.h>\nnamespace kernel {\n"
     text += f"{lanes}\n{cpp._math_for(lanes + calls, real)}\n"
     text += f'}}\nusing namespace kernel;\nextern "C" {{\n{calls}\n}}\n'

@@ -61,3 +61,19 @@ def test_formula(variant: type[Variant]) -> None:
     got = attncompiler.compile(variant)(q, k, v)
     expected = oracle.attention(variant(), q, k, v).out
     assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+class ManyConditions(Variant):
+    """A mask whose tile conditions are long."""
+
+    def mask(self, at: Any) -> Any:
+        allowed = at.k <= at.q
+        for i in range(16):
+            allowed = allowed & ((at.k - i * at.q) % (i + 2) != 0) | (at.k == i)
+        return allowed
+
+
+def test_long_tile_conditions_are_functions_of_their_own() -> None:
+    """Copied to each place of use, these took a compiler minutes."""
+    assert "OUTLINE bool possible(" in attncompiler.compile(ManyConditions).source()
+    assert "INLINE bool possible(" in attncompiler.compile(ChosenByRow).source()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -137,11 +140,21 @@ def test_integers(factor: int, dtype: torch.dtype) -> None:
 EXTREMES = [0, 5, -3, 2**31 - 1, 2**31, -(2**31), 2**62, -(2**62), 2**63 - 1, -(2**63)]
 
 
+class Either(Variant):
+    """Every tile is partial, so that elements are compared with the parameter, whatever it is."""
+
+    window: int = 20
+
+    def mask(self, at):  # type: ignore[no-untyped-def]
+        return (at.k % 2 == 0) ^ (at.q - at.k < self.window)
+
+
 @pytest.mark.parametrize("window", EXTREMES)
-def test_windows_beyond_every_position(window: int) -> None:
+@pytest.mark.parametrize("variant", [Window, Either])
+def test_windows_beyond_every_position(variant: type[Window] | type[Either], window: int) -> None:
     q, k, v = draw(1, 1, 60, 16), draw(1, 1, 70, 16), draw(1, 1, 70, 16)
-    found = attncompiler.compile(Window)(q, k, v, window=window)
-    wanted = oracle.attention(Window(window=window), q, k, v, tensors={}).out
+    found = attncompiler.compile(variant)(q, k, v, window=window)
+    wanted = oracle.attention(variant(window=window), q, k, v, tensors={}).out
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -165,17 +178,44 @@ def test_views_at_odd_offsets(dtype: torch.dtype) -> None:
     assert torch.equal(op(q, k, v), op(q.contiguous(), k.contiguous(), v.contiguous()))
 
 
-def test_strides_beyond_32_bits() -> None:
-    stride = 2**31 + 64
+@pytest.mark.parametrize("axis", ["head", "row"])
+def test_strides_beyond_32_bits(axis: str) -> None:
+    """Two heads more than 2**31 elements apart, and three rows more than 2**31 bytes apart."""
+    shape, stride = ((1, 2, 100, 64), 2**31 + 64) if axis == "head" else ((1, 1, 3, 64), 2**30 + 64)
     try:  # pages that nothing touches take no memory
-        storage = torch.empty(stride + 2**20, dtype=torch.bfloat16)
+        storage = torch.empty(2**31 + 2**20, dtype=torch.bfloat16)
     except RuntimeError:
         pytest.skip("this machine does not reserve 4 GiB of address space")
-    far = storage.as_strided((1, 2, 100, 64), (0, stride, 64, 1))
-    near = draw(1, 2, 100, 64, dtype=torch.bfloat16)
+    strides = (0, stride, 64, 1) if axis == "head" else (0, 0, stride, 1)
+    far = storage.as_strided(shape, strides)
+    near = draw(*shape, dtype=torch.bfloat16)
     far.copy_(near)
     op = attncompiler.compile(Plain)
     assert torch.equal(op(far, far, far), op(near, near, near))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page through the C library")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_is_read_past_the_end(dtype: str) -> None:
+    """Each input ends where a page begins that may not be touched: reading past it would end the process."""
+    libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
+    op, kind = attncompiler.compile(Plain), getattr(torch, dtype)
+    for keys, dim in ((97, 31), (5, 31), (96, 64), (1, 31)):
+        near = [draw(1, 1, n, dim, dtype=kind) for n in (7, keys, keys)]
+        far, pages = [], []
+        for x in near:
+            size = x.numel() * x.element_size()
+            room = -(-size // page) * page
+            memory = mmap.mmap(-1, room + page)
+            start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            guarded = torch.frombuffer(
+                memory, dtype=kind, count=x.numel(), offset=room - size
+            ).view(x.shape)
+            guarded.copy_(x)
+            assert libc.mprotect(ctypes.c_void_p(start + room), page, 0) == 0
+            far.append(guarded)
+            pages.append(memory)
+        assert torch.equal(op(*far), op(*near))
 
 
 @pytest.fixture

@@ -319,3 +319,28 @@ def test_huge_scores_do_not_overflow() -> None:
         wanted = oracle.attention(Plain(), q * 100, k * 100, v, tensors={}).out
         assert found.isfinite().all()
         assert (found.double() - wanted).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_results_round_to_nearest_even(
+    build: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two keys of equal weight: the mean of neighbouring numbers is a tie, and so are means of far ones."""
+    if not runs_here(build):
+        pytest.skip(f"this machine has no {build} instructions")
+    monkeypatch.setenv("ATTNCOMPILER_CXXFLAGS", BUILDS[build])
+    values = torch.arange(2**15 - 1, dtype=torch.int32).to(torch.int16).view(dtype)
+    values = values[values.isfinite()]
+    pairs = torch.stack((values[:-1], values[1:]))
+    pairs = pairs[:, : pairs.shape[1] // 128 * 128].reshape(2, -1, 128).movedim(0, 1)[None]
+    signs = torch.tensor([1.0, -1.0]).repeat(64).to(dtype)
+    pairs = pairs * signs
+    q = torch.zeros(1, pairs.shape[1], 1, 64, dtype=dtype)
+    k = torch.zeros(1, pairs.shape[1], 2, 64, dtype=dtype)
+    found = attncompiler.compile(Plain)(q, k, pairs)
+    wanted = (pairs.double().sum(2, keepdim=True) / 2).to(dtype)
+    tiny = (
+        wanted.abs() < 2 * torch.finfo(dtype).tiny
+    )  # pairs of bfloat16 multiply without denormals
+    assert torch.equal(found[~tiny], wanted[~tiny])

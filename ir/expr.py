@@ -111,6 +111,16 @@ class Value(_Node):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class OutGrad(_Node):
+    """The gradient of the loss with respect to one element of the output row; backward formulas only."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightGrad(_Node):
+    """The gradient with respect to one weight, sum_d go_d value_kd; backward formulas only."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Local(_Node):
     """A value computed by a ``Let`` of a kernel, varying along ``axes`` (a subset of "bhqk"); kernels only."""
 
@@ -140,7 +150,20 @@ class Call(_Node):
 
 
 Expr: TypeAlias = (
-    Const | Param | Size | Index | Dot | Score | Stat | OldStat | Value | Local | Load | Call
+    Const
+    | Param
+    | Size
+    | Index
+    | Dot
+    | Score
+    | Stat
+    | OldStat
+    | Value
+    | OutGrad
+    | WeightGrad
+    | Local
+    | Load
+    | Call
 )
 
 
@@ -183,7 +206,7 @@ def kind_of(expr: Expr) -> Kind:
             return expr.kind
         case Size() | Index():
             return "int"
-        case Dot() | Score() | Stat() | OldStat() | Value():
+        case Dot() | Score() | Stat() | OldStat() | Value() | OutGrad() | WeightGrad():
             return "float"
         case Call(op, args):
             found = _kinds.get(expr)
@@ -286,11 +309,11 @@ def _own_axes(node: Expr) -> frozenset[str]:
     match node:
         case Index(axis):
             return frozenset({axis})
-        case Dot() | Score():
+        case Dot() | Score() | WeightGrad():
             return frozenset("bhqk")
         case Stat() | OldStat():
             return frozenset("bhq")
-        case Value():
+        case Value() | OutGrad():
             return frozenset("bhqd")
         case Local(_, _, axes):
             return frozenset(axes)

@@ -35,11 +35,13 @@ from attncompiler.ir.expr import (
     Load,
     Local,
     OldStat,
+    OutGrad,
     Param,
     Score,
     Size,
     Stat,
     Value,
+    WeightGrad,
     children,
     walk,
 )
@@ -115,6 +117,10 @@ def _spelled(node: Expr, names: Names, memo: dict[Expr, tuple[str, int]]) -> tup
             return "score", ATOM
         case Value():
             return "value", ATOM
+        case OutGrad():
+            return "out_grad", ATOM
+        case WeightGrad():
+            return "weight_grad", ATOM
         case Load(tensor, indices, _):
             return f"{declared(tensor)}[{', '.join(inside(i, 0) for i in indices)}]", ATOM
         case Call("neg", (x,)):

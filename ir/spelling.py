@@ -16,7 +16,7 @@ SIZES = ("B", "H", "G", "M", "N", "D", "Dv")
 LITERALS = ("true", "false", "inf", "nan")
 SLOTS = ("score", "mask", "weight", "output")
 STATEMENTS = ("program", "param", "tensor", "scale", "let", "keep")
-LEAVES = ("dot", "score", "value", "old", "stat", "local")
+LEAVES = ("dot", "score", "value", "out_grad", "weight_grad", "old", "stat", "local")
 FUNCTIONS = tuple(op.name for op in OPS.values() if not op.infix)
 INFIX = {op.infix: op.name for op in OPS.values() if op.infix and op.arity == 2}
 RESERVED = frozenset(

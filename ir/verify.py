@@ -19,11 +19,13 @@ from attncompiler.ir.expr import (
     Load,
     Local,
     OldStat,
+    OutGrad,
     Param,
     Score,
     Size,
     Stat,
     Value,
+    WeightGrad,
     axes_of,
     kind_of,
     stats_in,
@@ -117,7 +119,7 @@ def _leaf_problems(
             case Stat(name):
                 if name not in stats:
                     yield f"reads the statistic {name}, which is not computed yet"
-            case Dot() | Score() | Value():
+            case Dot() | Score() | Value() | OutGrad() | WeightGrad():
                 if node not in leaves:
                     yield f"reads {print_expression(node)}"
             case OldStat(name):

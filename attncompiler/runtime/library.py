@@ -13,6 +13,16 @@ import torch
 from attncompiler.ir.ops import Kind
 
 _CODES: dict[Kind, str] = {"float": "d", "int": "q", "bool": "q"}
+# B, H, G, M, N and three strides each of q, k, v and out.
+_SHAPES = struct.Struct("=5q12q")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Packed sizes and strides of a call, and (stride, extent) of every axis of each captured tensor."""
+
+    shapes: bytes
+    axes: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +47,27 @@ class Library:
         self._attention.argtypes = [ctypes.c_char_p]
         self._attention.restype = None
         params = "".join(_CODES[kind] for kind in signature.params)
-        tensors = "".join("q" * (1 + 2 * rank) for rank in signature.ranks)
-        self._block = struct.Struct(f"=4q5q12q2qd{params}{tensors}{signature.kept}q")
+        tensors = "".join(f"q{16 * rank}s" for rank in signature.ranks)
+        self._block = struct.Struct(f"=4q{_SHAPES.size}s2qd{params}{tensors}{signature.kept}q")
+        self._axes = tuple(struct.Struct(f"={2 * rank}q") for rank in signature.ranks)
+
+    def layout(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        tensors: Sequence[torch.Tensor],
+    ) -> Layout:
+        """The part of the argument block that depends only on shapes and strides; calls may share it."""
+        batch, heads, queries, _ = q.shape
+        _, groups, keys, _ = k.shape
+        strides = q.stride()[:3] + k.stride()[:3] + v.stride()[:3] + out.stride()[:3]
+        axes = []
+        for pack, tensor in zip(self._axes, tensors, strict=True):
+            pairs = zip(tensor.stride(), tensor.shape, strict=True)
+            axes.append(pack.pack(*(number for pair in pairs for number in pair)))
+        return Layout(_SHAPES.pack(batch, heads, groups, queries, keys, *strides), tuple(axes))
 
     def __call__(
         self,
@@ -47,23 +76,32 @@ class Library:
         v: torch.Tensor,
         out: torch.Tensor,
         *,
+        layout: Layout,
         q_start: int,
         scale: float,
         params: Sequence[float],
         tensors: Sequence[torch.Tensor],
         kept: Sequence[torch.Tensor | None],
     ) -> None:
-        """Fill ``out`` and the given row statistics. All checks have been made by the caller."""
-        batch, heads, queries, _ = q.shape
-        _, groups, keys, _ = k.shape
-        fields: list[float] = [q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()]
-        fields += (batch, heads, groups, queries, keys)
-        fields += q.stride()[:3] + k.stride()[:3] + v.stride()[:3] + out.stride()[:3]
-        fields += (q_start, torch.get_num_threads(), scale)
-        fields += params
-        for tensor in tensors:
-            fields.append(tensor.data_ptr())
-            for stride, extent in zip(tensor.stride(), tensor.shape, strict=True):
-                fields += (stride, extent)
-        fields += (0 if stat is None else stat.data_ptr() for stat in kept)
-        self._attention(self._block.pack(*fields))
+        """Fill ``out`` and the given row statistics. All checks have been made by the caller.
+
+        ``layout`` was made by the method of that name for tensors of the same shapes and strides.
+        """
+        captured: list[int | bytes] = []
+        for tensor, axes in zip(tensors, layout.axes, strict=True):
+            captured += (tensor.data_ptr(), axes)
+        self._attention(
+            self._block.pack(
+                q.data_ptr(),
+                k.data_ptr(),
+                v.data_ptr(),
+                out.data_ptr(),
+                layout.shapes,
+                q_start,
+                torch.get_num_threads(),
+                scale,
+                *params,
+                *captured,
+                *[0 if stat is None else stat.data_ptr() for stat in kept],
+            )
+        )

@@ -119,6 +119,7 @@ class Operator:
             k,
             v,
             out,
+            layout=library.layout(q, k, v, out, captured),
             q_start=q_start,
             scale=self._scale(scale, head_dim, params),
             params=[params[p.name] for p in self._kernel.params],

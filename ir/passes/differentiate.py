@@ -1,0 +1,400 @@
+"""Turns a StreamingPlan into its Gradient: the backward, derived from the formulas the user wrote.
+
+With go = gradient of the output row o and dw_k = <go, v_k>, reverse mode over each pair gives the gradients of the
+score and of every tensor read, once the gradients of the row statistics (their *adjoints*) are known::
+
+    adj(r) = what the epilogue and the kept statistics pass on
+           + sum_k dw_k * d weight / d r  +  sum over later statistics t of adj(t) * sum_k d body_t / d r
+
+Each sum is split into row coefficients times sums over keys of a body. Where the body is that of the weight
+the sum is <go, o>, and where it is that of a statistic it is this statistic, so no walk over the keys is needed
+(softmax's delta). What remains is summed in one more walk, whatever the number of statistics, since all these sums
+read final statistics only.
+
+A maximum is often subtracted only for safety. Its adjoint is then 0 as an identity in all values, which is tested on
+random numbers with every condition drawn freely; if it is not, the gradient goes to the keys that attain it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from attncompiler.ir.derivatives import ONE, ZERO, adjoints, chosen, over, times
+from attncompiler.ir.expr import (
+    Dot,
+    Expr,
+    Load,
+    OutGrad,
+    Score,
+    Stat,
+    Value,
+    WeightGrad,
+    axes_of,
+    stats_in,
+    substitute,
+    walk,
+)
+from attncompiler.ir.gradient import Gradient, Level, Stage, TensorGradient
+from attncompiler.ir.passes.cancel import cancel
+from attncompiler.ir.passes.canonicalize import make
+from attncompiler.ir.passes.split import split
+from attncompiler.ir.passes.terms import Term, product, quotient
+from attncompiler.ir.program import Program, Reduction
+from attncompiler.ir.signs import nonnegative_stats
+from attncompiler.ir.streaming import StreamingPlan
+
+
+def differentiate(plan: StreamingPlan) -> Gradient:
+    """The gradient of a plan; see ``ir/gradient.py`` for what it contains."""
+    return _Differentiation(plan.program).gradient()
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A known sum over the keys of a term; without a value it is <go, o>."""
+
+    term: Term
+    value: Expr | None
+
+
+class _Differentiation:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.positive = nonnegative_stats(program.reductions)
+        self.taken = {r.name for r in (*program.reductions, *program.output_reductions)}
+        self.taken |= {name for name, _ in program.kept}
+        self.features: list[Reduction] = []
+        self.extrema: dict[str, Reduction] = {}
+        self.sums: dict[Expr, Reduction] = {}
+        self.rows: list[tuple[str, Expr]] = []
+        self.last: list[Reduction] = []
+        self.tensors: list[TensorGradient] = []
+        self.reasons: list[str] = []
+        self.said: set[str] = set()
+        self.known: dict[Expr, _Known] = {}
+        self.known_weighted: dict[Expr, _Known] = {}
+        self.delta_body: Expr = ZERO
+        self.slopes: dict[Expr, dict[Expr, Expr]] = {}
+        self.later: list[tuple[Reduction, Expr]] = []
+
+    def gradient(self) -> Gradient:
+        program = self.program
+        kept = tuple((name, self._fresh(f"d_{name}")) for name, _ in program.kept)
+        value_grad, from_output = self._epilogue()
+        from_kept = self._kept(dict(kept))
+        self._learn_sums(value_grad)
+        self._row_adjoints([from_output, from_kept])
+        dot_grad = self._pairs()
+        term = _single_term(program.weight, self.positive)
+        weight = program.weight if term is None else times(term.body, term.coefficient)
+        return self._assembled(kept, value_grad, weight, dot_grad)
+
+    # -- names ---------------------------------------------------------------------------------------------
+
+    def _fresh(self, wish: str) -> str:
+        name, number = wish, 1
+        while name in self.taken:
+            name, number = f"{wish}_{number}", number + 1
+        self.taken.add(name)
+        return name
+
+    def _row(self, wish: str, value: Expr) -> Expr:
+        """A row statistic with the value, in the rows of the last stage."""
+        if isinstance(value, Stat):
+            return value
+        name = self._fresh(wish)
+        self.rows.append((name, value))
+        return Stat(name)
+
+    # -- the epilogue: everything that is a loop over the value features -------------------------------------
+
+    def _epilogue(self) -> tuple[Expr, dict[str, Expr]]:
+        """The gradient of o_d, and what the output slot passes on to each row statistic."""
+        program = self.program
+        seeds: dict[Expr, Expr] = {}
+        _seed(seeds, program.output, OutGrad())
+        self.features += program.output_reductions
+        for r in reversed(program.output_reductions):
+            gradient = adjoints(seeds).get(Stat(r.name))
+            if gradient is None:
+                continue
+            total: Expr = self._feature_sum(f"d_{r.name}", gradient)
+            if r.op != "sum":
+                hit = make("eq", r.body, Stat(r.name))
+                ties = self._feature_sum(f"ties_{r.name}", chosen(hit, ONE))
+                total = chosen(hit, over(total, ties))
+            _seed(seeds, r.body, total)
+        found = adjoints(seeds)
+        adjoint_of = {
+            r.name: self._feature_sum(f"d_{r.name}", found[Stat(r.name)])
+            for r in program.reductions
+            if Stat(r.name) in found
+        }
+        for load, gradient in _loads(found):
+            if any("d" in axes_of(i) for i in load.indices):
+                self._scatter(load, gradient, "element")
+            else:
+                total = self._feature_sum(f"d_{load.tensor}", gradient)
+                self._scatter(load, total, "epilogue")
+        return found.get(Value(), ZERO), adjoint_of
+
+    def _feature_sum(self, wish: str, body: Expr) -> Expr:
+        for r in self.features:
+            if r.op == "sum" and r.body is body:
+                return Stat(r.name)
+        name = self._fresh(wish)
+        self.features.append(Reduction(name, "sum", body))
+        return Stat(name)
+
+    def _kept(self, names: dict[str, str]) -> dict[str, Expr]:
+        """What the gradients of kept statistics pass on to each row statistic."""
+        seeds: dict[Expr, Expr] = {}
+        for name, formula in self.program.kept:
+            _seed(seeds, formula, Stat(names[name]))
+        found = adjoints(seeds)
+        for load, gradient in _loads(found):
+            self._scatter(load, gradient, "epilogue")
+        return {n.name: g for n, g in found.items() if isinstance(n, Stat) and n.name not in names}
+
+    def _scatter(self, load: Load, value: Expr, level: Level) -> None:
+        self.tensors.append(TensorGradient(load.tensor, load.indices, value, level))
+
+    # -- row adjoints: sums over the keys ----------------------------------------------------------------------
+
+    def _learn_sums(self, value_grad: Expr) -> None:
+        """Note which sums over the keys are known: those of the forward, and <go, o>."""
+        for r in self.program.reductions:
+            term = _single_term(r.body, self.positive)
+            if r.op == "sum" and term is not None:
+                self.known[term.body] = _Known(term, Stat(r.name))
+        term = _single_term(self.program.weight, self.positive)
+        if term is not None and not term.selected:
+            self.known_weighted[term.body] = _Known(term, None)
+        self.delta_body = times(value_grad, Value())
+
+    def _row_adjoints(self, given: list[dict[str, Expr]]) -> None:
+        """Decide the adjoint of every row statistic, last to first."""
+        program = self.program
+        self.slopes[program.weight] = adjoints({program.weight: ONE})
+        for r in reversed(program.reductions):
+            if not self._carries(r.body):
+                continue
+            self.slopes[r.body] = adjoints({r.body: ONE})
+            parts = [source[r.name] for source in given if r.name in source]
+            parts += self._through_keys(Stat(r.name), exact=False) or []
+            parts = [p for p in parts if p is not ZERO]
+            if not parts or (r.op != "sum" and self._cancel(parts)):
+                if parts:
+                    self.reasons.append(
+                        f"{r.name} passes on no gradient: the result does not change with it"
+                    )
+                continue
+            adjoint = self._row(f"d_{r.name}", _total(parts))
+            if r.op != "sum":
+                ties = self._key_sum("ties", chosen(self._hit(r), ONE))
+                adjoint = self._row(f"share_{r.name}", over(adjoint, ties))
+                self.reasons.append(
+                    f"{r.name} passes its gradient to the keys that attain it, in equal parts"
+                )
+            self.later.append((r, adjoint))
+
+    def _carries(self, body: Expr) -> bool:
+        """Whether a gradient can flow through a reduction's body."""
+        return any(
+            isinstance(n, Score | Stat) or (isinstance(n, Load) and n.kind == "float")
+            for n in walk(body)
+        )
+
+    def _through_keys(self, leaf: Expr, *, exact: bool) -> list[Expr] | None:
+        """The row's gradient of a leaf that the weight and later statistics read, in parts.
+
+        With ``exact`` only from sums that are known already; None when that is not enough.
+        """
+        parts: list[Expr] = []
+        slope = self.slopes[self.program.weight].get(leaf)
+        sources: list[tuple[Expr, bool, Expr]] = [] if slope is None else [(slope, True, ONE)]
+        for r, adjoint in self.later:
+            slope = self.slopes[r.body].get(leaf)
+            if slope is not None:
+                inner = slope if r.op == "sum" else chosen(self._hit(r), slope)
+                sources.append((inner, False, adjoint))
+        for slope, weighted, adjoint in sources:
+            total = self._known_total(slope, weighted)
+            if total is None:
+                if exact:
+                    return None
+                total = self._summed(slope, weighted)
+            parts.append(times(adjoint, total))
+        return parts
+
+    def _known_total(self, slope: Expr, weighted: bool) -> Expr | None:
+        """sum_k slope_k (times dw_k where ``weighted``) made of known sums, or None."""
+        for distribute in (False, True):
+            terms = split(slope, distribute=distribute, positive=self.positive)
+            found = [self._known_sum(t, weighted) for t in terms]
+            values = [value for value in found if value is not None]
+            if len(values) == len(terms):
+                return _total(values) if values else ZERO
+        return None
+
+    def _known_sum(self, term: Term, weighted: bool) -> Expr | None:
+        known = (self.known_weighted if weighted else self.known).get(term.body)
+        if known is None:
+            return None
+        # sum of c * b, given sum of d * b: multiply by c / d with what both share cancelled.
+        above, below = term.beyond(known.term)
+        divisors, factors = known.term.beyond(term)
+        if divisors:
+            return None  # the weight's own coefficient might be 0
+        if weighted and "delta" not in self.said:
+            self.said.add("delta")
+            self.reasons.append(
+                "sum_k dw_k weight_k is <go, o>: no walk over the keys for what is proportional to it"
+            )
+        value = known.value or self._feature_sum("delta", self.delta_body)
+        return quotient(product((*above, *factors, value)), product(below))
+
+    def _summed(self, slope: Expr, weighted: bool) -> Expr:
+        """sum_k slope_k (times dw_k) by a walk over the keys, row factors taken out."""
+        term = _single_term(slope, self.positive) or Term((), (), slope)
+        body = times(term.body, WeightGrad()) if weighted else term.body
+        return times(term.coefficient, self._key_sum("sum", body))
+
+    def _key_sum(self, wish: str, body: Expr) -> Expr:
+        if body not in self.sums:
+            self.sums[body] = Reduction(self._fresh(f"{wish}_{len(self.sums)}"), "sum", body)
+        return Stat(self.sums[body].name)
+
+    def _hit(self, r: Reduction) -> Expr:
+        """Whether a key attains a maximum or minimum, which is found again so that the values are the same."""
+        if r.name not in self.extrema:
+            self.extrema[r.name] = Reduction(self._fresh(f"{r.name}_again"), r.op, r.body)
+        return make("eq", r.body, Stat(self.extrema[r.name].name))
+
+    def _cancel(self, parts: list[Expr]) -> bool:
+        """Whether the parts sum to 0 whatever the statistics are."""
+        written: dict[Expr, Expr] = {Stat(name): value for name, value in self.rows}
+        for _ in self.rows:
+            parts = [substitute(p, written) for p in parts]
+        return cancel(parts, self.positive)
+
+    # -- one pair ------------------------------------------------------------------------------------------------
+
+    def _pairs(self) -> Expr:
+        """The gradient of the dot product; tensor gradients on the way."""
+        program = self.program
+        seeds: dict[Expr, Expr] = {}
+        _seed(seeds, program.weight, WeightGrad())
+        for r, adjoint in self.later:
+            _seed(seeds, r.body, adjoint if r.op == "sum" else chosen(self._hit(r), adjoint))
+        found = adjoints(seeds)
+        loads = dict(_loads(found))
+        score_gradient = self._score_gradient()
+        inner = adjoints({program.score: score_gradient}) if score_gradient is not ZERO else {}
+        for load in dict.fromkeys([*loads, *(load for load, _ in _loads(inner))]):
+            self._tensor(load, loads.get(load), inner.get(load))
+        return inner.get(Dot(), ZERO)
+
+    def _score_gradient(self) -> Expr:
+        """Terms of the same body joined: body * (dw * c + d), with c and d values of the row."""
+        weighted: dict[Expr, list[Expr]] = {}
+        plain: dict[Expr, list[Expr]] = {}
+        slope = self.slopes[self.program.weight].get(Score())
+        if slope is not None:
+            term = _single_term(slope, self.positive) or Term((), (), slope)
+            weighted.setdefault(term.body, []).append(term.coefficient)
+        for r, adjoint in self.later:
+            slope = self.slopes[r.body].get(Score())
+            if slope is not None:
+                inner = slope if r.op == "sum" else chosen(self._hit(r), slope)
+                term = _single_term(inner, self.positive) or Term((), (), inner)
+                plain.setdefault(term.body, []).append(times(term.coefficient, adjoint))
+        parts = []
+        for body in dict.fromkeys([*weighted, *plain]):
+            factor = [times(c, WeightGrad()) for c in weighted.get(body, [])]
+            factor += plain.get(body, [])
+            parts.append(times(body, _total(factor)))
+        return _total(parts) if parts else ZERO
+
+    def _tensor(self, load: Load, outer: Expr | None, inner: Expr | None) -> None:
+        """``outer``: the gradient through weight and statistics, ``inner``: through the score."""
+        axes = frozenset[str]().union(*(axes_of(i) for i in load.indices))
+        if "k" in axes:
+            level: Level = "pair" if "q" in axes or _reads_scores(load) else "key"
+            self._scatter(load, _total([g for g in (outer, inner) if g is not None]), level)
+            return
+        if outer is not None:
+            known = self._through_keys(load, exact=True)
+            if known is not None:
+                self._scatter(load, _total(known) if known else ZERO, "row")
+                outer = None
+        rest = [g for g in (outer, inner) if g is not None]
+        if rest:
+            name = self._fresh(f"d_{load.tensor}")
+            self.last.append(Reduction(name, "sum", _total(rest)))
+            self._scatter(load, Stat(name), "row")
+
+    # -- the result ------------------------------------------------------------------------------------------------
+
+    def _assembled(
+        self, kept: tuple[tuple[str, str], ...], value_grad: Expr, weight: Expr, dot_grad: Expr
+    ) -> Gradient:
+        stages = []
+        if self.extrema:
+            stages.append(Stage((), tuple(self.extrema.values())))
+        if self.sums:
+            stages.append(Stage((), tuple(self.sums.values())))
+            self.reasons.append(
+                f"one more walk over the keys for {len(self.sums)} sums that no known sum gives"
+                if len(self.sums) > 1
+                else "one more walk over the keys for a sum that no known sum gives"
+            )
+        stages.append(Stage(tuple(self.rows), tuple(self.last)))
+        tensors = tuple(t for t in self.tensors if t.value is not ZERO)
+        roots = [r.body for r in self.features] + [value_grad, weight, dot_grad]
+        roots += [e for s in stages for _, e in s.rows]
+        roots += [r.body for s in stages for r in s.reductions] + [t.value for t in tensors]
+        read = stats_in(*roots)
+        return Gradient(
+            program=self.program,
+            saved=tuple(r.name for r in self.program.reductions if r.name in read),
+            kept=kept,
+            reads_value=any(isinstance(n, Value) for n in walk(*roots)),
+            features=tuple(self.features),
+            value_grad=value_grad,
+            stages=tuple(stages),
+            weight=weight,
+            dot_grad=dot_grad,
+            tensors=tensors,
+            reasons=tuple(self.reasons),
+        )
+
+
+def _seed(seeds: dict[Expr, Expr], root: Expr, gradient: Expr) -> None:
+    seeds[root] = make("add", seeds[root], gradient) if root in seeds else gradient
+
+
+def _total(parts: Sequence[Expr]) -> Expr:
+    """The sum of parts; a part that is 0 is left out."""
+    total: Expr = ZERO
+    for part in parts:
+        if part is not ZERO:
+            total = part if total is ZERO else make("add", total, part)
+    return total
+
+
+def _single_term(expr: Expr, positive: frozenset[str]) -> Term | None:
+    """The formula as one coefficient times one body, if it has that form without distributing sums."""
+    terms = split(expr, distribute=False, positive=positive)
+    return terms[0] if len(terms) == 1 else None
+
+
+def _loads(found: Mapping[Expr, Expr]) -> Iterator[tuple[Load, Expr]]:
+    for node, gradient in found.items():
+        if isinstance(node, Load) and node.kind == "float" and gradient is not ZERO:
+            yield node, gradient
+
+
+def _reads_scores(load: Load) -> bool:
+    return any(isinstance(n, Dot | Score) for n in walk(*load.indices))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 
 from attncompiler.ir.expr import (
     Call,
@@ -30,18 +31,20 @@ ZERO, ONE = Const(0.0), Const(1.0)
 _LN_2 = Const(math.log(2.0))
 
 
-def adjoints(seeds: Mapping[Expr, Expr]) -> dict[Expr, Expr]:
+def adjoints(
+    seeds: Mapping[Expr, Expr], constants: AbstractSet[Expr] = frozenset()
+) -> dict[Expr, Expr]:
     """The gradient of every float node that the roots reach, given the gradients (``seeds``) of the roots.
 
     Every node is visited once, after all its users, so shared subexpressions are counted once. Nodes that get no
-    gradient are absent.
+    gradient are absent; those in ``constants`` pass none on.
     """
     found: dict[Expr, Expr] = {}
     for root, seed in seeds.items():
         _add(found, root, seed)
     for node in reversed(list(walk(*seeds))):
         upstream = found.get(node)
-        if upstream is not None and isinstance(node, Call):
+        if upstream is not None and isinstance(node, Call) and node not in constants:
             for operand, gradient in _operand_gradients(node, upstream):
                 if kind_of(operand) == "float" and not isinstance(operand, Const):
                     _add(found, operand, gradient)

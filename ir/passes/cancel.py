@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attncompiler.ir.expr import Call, Const, Expr, Stat, children, kind_of
+from attncompiler.ir.expr import Call, Const, Expr, Stat, children, kind_of, rewrite
 from attncompiler.ir.interpreter import evaluate
 from attncompiler.ir.passes.samples import is_comparison
+from attncompiler.ir.streaming import finite_or_zero
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ def cancel(parts: Sequence[Expr], positive: frozenset[str]) -> bool:
     """Whether the parts (row formulas) sum to 0; ``positive`` names statistics that are never negative."""
     import torch
 
+    parts = [rewrite(p, _unguarded) for p in parts]
     generator = torch.Generator().manual_seed(20260303)
     leaves = {n: _draw(n, positive, generator) for n in _free(parts)}
     values = torch.stack([evaluate(p, leaves).expand(_COUNT) for p in parts])
@@ -35,6 +37,15 @@ def cancel(parts: Sequence[Expr], positive: frozenset[str]) -> bool:
     return int(telling.sum()) >= _ENOUGH and bool(
         (total <= _TOLERANCE * scale * len(parts))[telling].all()
     )
+
+
+def _unguarded(node: Expr) -> Expr:
+    """A guarded value where it is finite: an identity is looked for there."""
+    match node:
+        case Call("where", (_, value, Const(0.0))) if node is finite_or_zero(value):
+            return value
+        case _:
+            return node
 
 
 def _free(parts: Sequence[Expr]) -> list[Expr]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from attncompiler.ir.derivatives import ONE, ZERO, adjoints, chosen, over, times
 from attncompiler.ir.expr import (
+    Call,
     Dot,
     Expr,
     Load,
@@ -31,6 +32,7 @@ from attncompiler.ir.expr import (
     Value,
     WeightGrad,
     axes_of,
+    is_row_only,
     stats_in,
     substitute,
     walk,
@@ -38,6 +40,7 @@ from attncompiler.ir.expr import (
 from attncompiler.ir.gradient import Gradient, Level, Stage, TensorGradient
 from attncompiler.ir.passes.cancel import cancel
 from attncompiler.ir.passes.canonicalize import make
+from attncompiler.ir.passes.features import parts_along_d
 from attncompiler.ir.passes.split import split
 from attncompiler.ir.passes.terms import Term, product, quotient
 from attncompiler.ir.program import Program, Reduction
@@ -75,16 +78,21 @@ class _Differentiation:
         self.known: dict[Expr, _Known] = {}
         self.known_weighted: dict[Expr, _Known] = {}
         self.delta_body: Expr = ZERO
-        self.slopes: dict[Expr, dict[Expr, Expr]] = {}
+        self.output_seeds: dict[Expr, Expr] = {}
+        self.kept_seeds: dict[Expr, Expr] = {}
+        self.constants: set[Expr] = set()
         self.later: list[tuple[Reduction, Expr]] = []
 
     def gradient(self) -> Gradient:
         program = self.program
         kept = tuple((name, self._fresh(f"d_{name}")) for name, _ in program.kept)
-        value_grad, from_output = self._epilogue()
-        from_kept = self._kept(dict(kept))
+        for name, formula in program.kept:
+            _seed(self.kept_seeds, formula, Stat(dict(kept)[name]))
+        self._seed_output()
+        value_grad = adjoints(self.output_seeds).get(Value(), ZERO)
         self._learn_sums(value_grad)
-        self._row_adjoints([from_output, from_kept])
+        self._row_adjoints()
+        self._epilogue_tensors()
         dot_grad = self._pairs()
         term = _single_term(program.weight, self.positive)
         weight = program.weight if term is None else times(term.body, term.coefficient)
@@ -109,53 +117,56 @@ class _Differentiation:
 
     # -- the epilogue: everything that is a loop over the value features -------------------------------------
 
-    def _epilogue(self) -> tuple[Expr, dict[str, Expr]]:
-        """The gradient of o_d, and what the output slot passes on to each row statistic."""
-        program = self.program
-        seeds: dict[Expr, Expr] = {}
+    def _seed_output(self) -> None:
+        """The gradients of the output formula and of the bodies of its reductions over d."""
+        program, seeds = self.program, self.output_seeds
         _seed(seeds, program.output, OutGrad())
         self.features += program.output_reductions
         for r in reversed(program.output_reductions):
             gradient = adjoints(seeds).get(Stat(r.name))
             if gradient is None:
                 continue
-            total: Expr = self._feature_sum(f"d_{r.name}", gradient)
+            total = self._feature_sum(f"d_{r.name}", gradient)
             if r.op != "sum":
                 hit = make("eq", r.body, Stat(r.name))
                 ties = self._feature_sum(f"ties_{r.name}", chosen(hit, ONE))
                 total = chosen(hit, over(total, ties))
             _seed(seeds, r.body, total)
-        found = adjoints(seeds)
-        adjoint_of = {
-            r.name: self._feature_sum(f"d_{r.name}", found[Stat(r.name)])
-            for r in program.reductions
-            if Stat(r.name) in found
-        }
-        for load, gradient in _loads(found):
+
+    def _from_epilogue(self, leaf: Expr) -> list[Expr]:
+        """What the output slot and the kept statistics pass on to a value of the row, in parts."""
+        parts = []
+        gradient = adjoints(self.output_seeds, self.constants).get(leaf)
+        if gradient is not None:
+            name = leaf.name if isinstance(leaf, Stat) else "row"
+            parts.append(self._feature_sum(f"d_{name}", gradient))
+        gradient = adjoints(self.kept_seeds, self.constants).get(leaf)
+        return parts if gradient is None else [*parts, gradient]
+
+    def _epilogue_tensors(self) -> None:
+        """Tensors that the output slot and the kept statistics read."""
+        for load, gradient in _loads(adjoints(self.output_seeds, self.constants)):
             if any("d" in axes_of(i) for i in load.indices):
                 self._scatter(load, gradient, "element")
             else:
                 total = self._feature_sum(f"d_{load.tensor}", gradient)
                 self._scatter(load, total, "epilogue")
-        return found.get(Value(), ZERO), adjoint_of
+        for load, gradient in _loads(adjoints(self.kept_seeds, self.constants)):
+            self._scatter(load, gradient, "row")
 
     def _feature_sum(self, wish: str, body: Expr) -> Expr:
+        """The sum over d, what does not vary with d taken out of it."""
+        return _total(
+            [times(self._plain_sum(wish, part), factor) for part, factor in parts_along_d(body)]
+        )
+
+    def _plain_sum(self, wish: str, body: Expr) -> Expr:
         for r in self.features:
             if r.op == "sum" and r.body is body:
                 return Stat(r.name)
         name = self._fresh(wish)
         self.features.append(Reduction(name, "sum", body))
         return Stat(name)
-
-    def _kept(self, names: dict[str, str]) -> dict[str, Expr]:
-        """What the gradients of kept statistics pass on to each row statistic."""
-        seeds: dict[Expr, Expr] = {}
-        for name, formula in self.program.kept:
-            _seed(seeds, formula, Stat(names[name]))
-        found = adjoints(seeds)
-        for load, gradient in _loads(found):
-            self._scatter(load, gradient, "epilogue")
-        return {n.name: g for n, g in found.items() if isinstance(n, Stat) and n.name not in names}
 
     def _scatter(self, load: Load, value: Expr, level: Level) -> None:
         self.tensors.append(TensorGradient(load.tensor, load.indices, value, level))
@@ -169,23 +180,22 @@ class _Differentiation:
             if r.op == "sum" and term is not None:
                 self.known[term.body] = _Known(term, Stat(r.name))
         term = _single_term(self.program.weight, self.positive)
-        if term is not None and not term.selected:
+        if term is not None:
             self.known_weighted[term.body] = _Known(term, None)
         self.delta_body = times(value_grad, Value())
 
-    def _row_adjoints(self, given: list[dict[str, Expr]]) -> None:
+    def _row_adjoints(self) -> None:
         """Decide the adjoint of every row statistic, last to first."""
-        program = self.program
-        self.slopes[program.weight] = adjoints({program.weight: ONE})
-        for r in reversed(program.reductions):
+        for r in reversed(self.program.reductions):
+            for shift in self._shifts(r.name):
+                parts = self._parts(shift)
+                if parts and self._cancel(parts):
+                    self.constants.add(shift)
             if not self._carries(r.body):
                 continue
-            self.slopes[r.body] = adjoints({r.body: ONE})
-            parts = [source[r.name] for source in given if r.name in source]
-            parts += self._through_keys(Stat(r.name), exact=False) or []
-            parts = [p for p in parts if p is not ZERO]
+            parts = self._parts(Stat(r.name))
             if not parts or (r.op != "sum" and self._cancel(parts)):
-                if parts:
+                if r.op != "sum":
                     self.reasons.append(
                         f"{r.name} passes on no gradient: the result does not change with it"
                     )
@@ -199,6 +209,31 @@ class _Differentiation:
                 )
             self.later.append((r, adjoint))
 
+    def _parts(self, leaf: Expr) -> list[Expr]:
+        """The gradient of a value of the row, in parts."""
+        found = self._known_parts(leaf)
+        parts = self._from_epilogue(leaf) + (
+            found if found is not None else self._summed_parts(leaf)
+        )
+        return [p for p in parts if p is not ZERO]
+
+    def _shifts(self, last: str) -> list[Expr]:
+        """Maxima and minima of the row that combine the statistic ``last`` with other values, as max(m, sink) does.
+
+        They are often subtracted only for safety, like a maximum alone.
+        """
+        program = self.program
+        order = [r.name for r in program.reductions]
+        roots = [program.weight, *(r.body for r in program.reductions)]
+        return [
+            n
+            for n in walk(*roots)
+            if isinstance(n, Call)
+            and n.op in ("max", "min")
+            and is_row_only(n)
+            and max((order.index(s) for s in stats_in(n)), default=-1) == order.index(last)
+        ]
+
     def _carries(self, body: Expr) -> bool:
         """Whether a gradient can flow through a reduction's body."""
         return any(
@@ -206,25 +241,37 @@ class _Differentiation:
             for n in walk(body)
         )
 
-    def _through_keys(self, leaf: Expr, *, exact: bool) -> list[Expr] | None:
-        """The row's gradient of a leaf that the weight and later statistics read, in parts.
+    def _slopes(self, leaf: Expr) -> list[tuple[Expr, bool, Expr]]:
+        """How the weight and the later statistics change with a leaf, for one key.
 
-        With ``exact`` only from sums that are known already; None when that is not enough.
+        Each (slope, whether it is to be multiplied by dw, the adjoint of what changes).
         """
-        parts: list[Expr] = []
-        slope = self.slopes[self.program.weight].get(leaf)
-        sources: list[tuple[Expr, bool, Expr]] = [] if slope is None else [(slope, True, ONE)]
+        weight = self.program.weight
+        slope = adjoints({weight: ONE}, self.constants).get(leaf)
+        found: list[tuple[Expr, bool, Expr]] = [] if slope is None else [(slope, True, ONE)]
         for r, adjoint in self.later:
-            slope = self.slopes[r.body].get(leaf)
+            slope = adjoints({r.body: ONE}, self.constants).get(leaf)
             if slope is not None:
                 inner = slope if r.op == "sum" else chosen(self._hit(r), slope)
-                sources.append((inner, False, adjoint))
-        for slope, weighted, adjoint in sources:
+                found.append((inner, False, adjoint))
+        return found
+
+    def _known_parts(self, leaf: Expr) -> list[Expr] | None:
+        """The row's gradient of a leaf through the keys, made of sums that are known; None when they do not suffice."""
+        parts = []
+        for slope, weighted, adjoint in self._slopes(leaf):
             total = self._known_total(slope, weighted)
             if total is None:
-                if exact:
-                    return None
-                total = self._summed(slope, weighted)
+                return None
+            parts.append(times(adjoint, total))
+        return parts
+
+    def _summed_parts(self, leaf: Expr) -> list[Expr]:
+        """The same, with a walk over the keys for what is not known."""
+        parts = []
+        for slope, weighted, adjoint in self._slopes(leaf):
+            total = self._known_total(slope, weighted)
+            total = self._summed(slope, weighted) if total is None else total
             parts.append(times(adjoint, total))
         return parts
 
@@ -288,8 +335,7 @@ class _Differentiation:
         _seed(seeds, program.weight, WeightGrad())
         for r, adjoint in self.later:
             _seed(seeds, r.body, adjoint if r.op == "sum" else chosen(self._hit(r), adjoint))
-        found = adjoints(seeds)
-        loads = dict(_loads(found))
+        loads = dict(_loads(adjoints(seeds, self.constants)))
         score_gradient = self._score_gradient()
         inner = adjoints({program.score: score_gradient}) if score_gradient is not ZERO else {}
         for load in dict.fromkeys([*loads, *(load for load, _ in _loads(inner))]):
@@ -300,16 +346,10 @@ class _Differentiation:
         """Terms of the same body joined: body * (dw * c + d), with c and d values of the row."""
         weighted: dict[Expr, list[Expr]] = {}
         plain: dict[Expr, list[Expr]] = {}
-        slope = self.slopes[self.program.weight].get(Score())
-        if slope is not None:
+        for slope, by_weight, adjoint in self._slopes(Score()):
             term = _single_term(slope, self.positive) or Term((), (), slope)
-            weighted.setdefault(term.body, []).append(term.coefficient)
-        for r, adjoint in self.later:
-            slope = self.slopes[r.body].get(Score())
-            if slope is not None:
-                inner = slope if r.op == "sum" else chosen(self._hit(r), slope)
-                term = _single_term(inner, self.positive) or Term((), (), inner)
-                plain.setdefault(term.body, []).append(times(term.coefficient, adjoint))
+            group = weighted if by_weight else plain
+            group.setdefault(term.body, []).append(times(term.coefficient, adjoint))
         parts = []
         for body in dict.fromkeys([*weighted, *plain]):
             factor = [times(c, WeightGrad()) for c in weighted.get(body, [])]
@@ -325,15 +365,16 @@ class _Differentiation:
             self._scatter(load, _total([g for g in (outer, inner) if g is not None]), level)
             return
         if outer is not None:
-            known = self._through_keys(load, exact=True)
+            known = self._known_parts(load)
             if known is not None:
-                self._scatter(load, _total(known) if known else ZERO, "row")
+                self._scatter(load, _total(known), "row")
                 outer = None
         rest = [g for g in (outer, inner) if g is not None]
         if rest:
+            term = _single_term(_total(rest), self.positive) or Term((), (), _total(rest))
             name = self._fresh(f"d_{load.tensor}")
-            self.last.append(Reduction(name, "sum", _total(rest)))
-            self._scatter(load, Stat(name), "row")
+            self.last.append(Reduction(name, "sum", term.body))
+            self._scatter(load, times(term.coefficient, Stat(name)), "row")
 
     # -- the result ------------------------------------------------------------------------------------------------
 
@@ -352,16 +393,21 @@ class _Differentiation:
             )
         stages.append(Stage(tuple(self.rows), tuple(self.last)))
         tensors = tuple(t for t in self.tensors if t.value is not ZERO)
-        roots = [r.body for r in self.features] + [value_grad, weight, dot_grad]
+        roots = [value_grad, weight, dot_grad]
         roots += [e for s in stages for _, e in s.rows]
         roots += [r.body for s in stages for r in s.reductions] + [t.value for t in tensors]
+        features: list[Reduction] = []
+        for r in reversed(self.features):
+            if r.name in stats_in(*roots):
+                features.insert(0, r)
+                roots.append(r.body)
         read = stats_in(*roots)
         return Gradient(
             program=self.program,
             saved=tuple(r.name for r in self.program.reductions if r.name in read),
             kept=kept,
             reads_value=any(isinstance(n, Value) for n in walk(*roots)),
-            features=tuple(self.features),
+            features=tuple(features),
             value_grad=value_grad,
             stages=tuple(stages),
             weight=weight,

@@ -138,6 +138,8 @@ class _Scaling:
                 raise _TooCostlyError
             case Stat():
                 return make("mul", expr, Const(LN_2))
+            case Call("max" | "min", _) if is_row_only(expr):  # once, as other formulas have it
+                return make("mul", self.scaled(expr), Const(LN_2))
             case _:
                 return with_children(expr, tuple(self.plain(c) for c in children(expr)))
 

@@ -138,6 +138,7 @@ class Context:
     certain: str
     packs_heads: bool
     masked: bool
+    tile: int
     tiles: int
     in_place: bool
     pairs: bool

@@ -30,12 +30,13 @@ class Signature:
     """What the argument block holds after the fixed fields, in order.
 
     ``params`` gives the kinds of the run-time scalars, ``ranks`` the number of axes of each captured tensor,
-    ``kept`` the number of row statistics the kernel can write.
+    ``kept`` the number of row statistics the kernel can hand to the caller, ``saved`` of those its backward reads.
     """
 
     params: tuple[Kind, ...]
     ranks: tuple[int, ...]
     kept: int
+    saved: int
 
 
 class Library:
@@ -48,7 +49,9 @@ class Library:
         self._attention.restype = None
         params = "".join(_CODES[kind] for kind in signature.params)
         tensors = "".join(f"q{16 * rank}s" for rank in signature.ranks)
-        self._block = struct.Struct(f"=4q{_SHAPES.size}s2qd{params}{tensors}{signature.kept}q")
+        results = signature.kept + signature.saved + 1
+        self._nothing_saved = (None,) * signature.saved
+        self._block = struct.Struct(f"=4q{_SHAPES.size}s2qd{params}{tensors}{results}q")
         self._axes = tuple(struct.Struct(f"={2 * rank}q") for rank in signature.ranks)
 
     def layout(
@@ -82,10 +85,14 @@ class Library:
         params: Sequence[float],
         tensors: Sequence[torch.Tensor],
         kept: Sequence[torch.Tensor | None],
+        saved: Sequence[torch.Tensor | None] = (),
+        value: torch.Tensor | None = None,
     ) -> None:
         """Fill ``out`` and the given row statistics. All checks have been made by the caller.
 
-        ``layout`` was made by the method of that name for tensors of the same shapes and strides.
+        ``saved`` are the statistics of the plan, in its order, each [B, H, M] contiguous or None, or () for none of
+        them; ``value`` [B, H, M, Dv], contiguous, receives the output row before the epilogue. Both are in the
+        kernel's real type. ``layout`` was made by the method of that name for tensors of the same shapes and strides.
         """
         captured: list[int | bytes] = []
         for tensor, axes in zip(tensors, layout.axes, strict=True):
@@ -103,5 +110,7 @@ class Library:
                 *params,
                 *captured,
                 *[0 if stat is None else stat.data_ptr() for stat in kept],
+                *[0 if stat is None else stat.data_ptr() for stat in saved or self._nothing_saved],
+                0 if value is None else value.data_ptr(),
             )
         )

@@ -192,10 +192,18 @@ class _Evaluation:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         row = Row(self.pair_indices, allowed)
         weight = self._real(self.view.normalize(grid(scores), row)).expand(self.shape)
-        return weight, {n: s.to(weight.dtype) for n, s in row.kept.items()}
+        return weight, {n: _one_a_row(s.to(weight.dtype), allowed) for n, s in row.kept.items()}
 
     def _real(self, value: Any) -> torch.Tensor:
         return grid(value).as_subclass(torch.Tensor).to(torch.get_default_dtype())
+
+
+def _one_a_row(stat: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """A row statistic with extent 1 along the keys: tensors that need a gradient are read once a pair."""
+    if stat.dim() == 0 or stat.shape[-1] in (0, 1):
+        return stat
+    first = allowed.to(torch.int8).argmax(-1, keepdim=True)
+    return stat.expand(allowed.shape).gather(-1, first)
 
 
 def _cast(tensor: torch.Tensor, real: torch.dtype) -> torch.Tensor:

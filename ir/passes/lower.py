@@ -6,7 +6,7 @@ Example: ``slope[h] * (q - k)`` becomes the row values ``r0 = slope[h]`` and ``r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from attncompiler.ir.expr import (
     Call,
@@ -98,24 +98,30 @@ def lower(plan: StreamingPlan) -> Kernel:
 def flatten_loads(expr: Expr, tensors: dict[str, TensorDecl]) -> Expr:
     """Give every load one index, its offset: clamped where computed, summed from outer loops to inner."""
 
+    def rule(node: Expr) -> Expr:
+        if not isinstance(node, Load):
+            return node
+        offset = offset_of(tensors[node.tensor], node.indices, stride)
+        return Load(node.tensor, (offset,), node.kind)
+
+    return rewrite(expr, rule)
+
+
+def offset_of(decl: TensorDecl, indices: tuple[Expr, ...], step: Callable[[str, int], str]) -> Expr:
+    """The offset of an element: clamped indices times strides (``step`` names them), outer loops first."""
+
     def depth(term: Expr) -> int:
         axes = axes_of(term)
         return 2 * bool(axes & {"k", "d"}) + bool(axes & {"h", "q"})
 
-    def rule(node: Expr) -> Expr:
-        if not isinstance(node, Load):
-            return node
-        decl = tensors[node.tensor]
-        terms = [
-            Call("mul", (_clamped(decl, axis, index), Param(stride(decl.name, axis), "int")))
-            for axis, index in enumerate(node.indices)
-        ]
-        offset: Expr = Const(0)
-        for term in sorted(terms, key=depth):
-            offset = term if offset is Const(0) else Call("add", (offset, term))
-        return Load(node.tensor, (offset,), node.kind)
-
-    return rewrite(expr, rule)
+    terms = [
+        Call("mul", (_clamped(decl, axis, index), Param(step(decl.name, axis), "int")))
+        for axis, index in enumerate(indices)
+    ]
+    offset: Expr = Const(0)
+    for term in sorted(terms, key=depth):
+        offset = term if offset is Const(0) else Call("add", (offset, term))
+    return offset
 
 
 def _clamped(decl: TensorDecl, axis: int, index: Expr) -> Expr:
@@ -244,7 +250,7 @@ def _lower_pass(
     )
 
 
-def never_positive(node: Expr, stats: tuple[RowStat, ...]) -> bool:
+def never_positive(node: Expr, stats: Sequence[RowStat | Reduction]) -> bool:
     """Whether a node is an exponential of ``x - (maximum of x)`` or ``(minimum of x) - x``."""
     match node:
         case Call("exp" | "exp2", (Call("sub", (x, y)),)):
@@ -253,7 +259,7 @@ def never_positive(node: Expr, stats: tuple[RowStat, ...]) -> bool:
             return False
 
 
-def _bounds(op: str, extreme: Expr, x: Expr, stats: tuple[RowStat, ...]) -> bool:
+def _bounds(op: str, extreme: Expr, x: Expr, stats: Sequence[RowStat | Reduction]) -> bool:
     match extreme:
         case Call("where", (_, value, Const(0.0))) if extreme is finite_or_zero(value):
             return _bounds(op, value, x, stats)

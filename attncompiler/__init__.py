@@ -1,6 +1,7 @@
 """Write an attention variant as mathematics; get fast, readable, verified kernels.
 
-``attncompiler.compile(variant)`` gives an operator, ``attncompiler.dsl`` what a variant is written with.
+``attncompiler.compile(variant)`` gives an operator, ``attncompiler.dsl`` what a variant is written with;
+``attncompiler.flex_attention`` takes the place of torch's function of that name.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attncompiler.compiler import compile as compile
+    from attncompiler.flex import flex_attention as flex_attention
 
-__all__ = ["compile"]
+__all__ = ["compile", "flex_attention"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from attncompiler.compiler import compile
 
         return compile
+    if name == "flex_attention":
+        from attncompiler.flex import flex_attention
+
+        return flex_attention
     raise AttributeError(f"module 'attncompiler' has no attribute {name!r}")

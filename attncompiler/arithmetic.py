@@ -7,6 +7,7 @@ The rules are torch's: bool widens to int and int to float; ``/`` and the transc
 from __future__ import annotations
 
 from attncompiler import errors
+from attncompiler.captured_numbers import RunTimeInt
 from attncompiler.ir.expr import Call, Const, Expr
 from attncompiler.recorder import Operand, Recorder, common_kind, kind_of_operand
 
@@ -36,7 +37,8 @@ def divide(rec: Recorder, op: str, left: Operand, right: Operand) -> Expr:
             detail="integer division by zero",
             fix="the divisor must not be 0",
         )
-    return Call(op, (rec.convert(left, kind), rec.convert(right, kind, lift=kind == "float")))
+    lift = kind == "float" or isinstance(right, RunTimeInt)
+    return Call(op, (rec.convert(left, kind), rec.convert(right, kind, lift=lift)))
 
 
 def real(rec: Recorder, op: str, *values: Operand) -> Expr:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attncompiler import errors
 from attncompiler.caller import user_location
+from attncompiler.captured_numbers import RunTimeFloat, RunTimeInt
 from attncompiler.ir.expr import Call, Const, Expr, Load, Param, Stat, children, kind_of
 from attncompiler.ir.location import Location
 from attncompiler.ir.ops import Kind
@@ -49,7 +50,7 @@ class Recorder:
         self.slot_location: Location | None = None
         self._boundary = boundary
         self._reserved = reserved
-        self._literals: dict[tuple[Kind, str], Param] = {}
+        self._literals: dict[tuple[Kind, object], Param] = {}
 
     def here(self) -> Location | None:
         """The user's expression that is being evaluated, or else the slot it belongs to."""
@@ -120,14 +121,11 @@ class Recorder:
                     )
             case "float":
                 number = float(value)
-        kept = (
-            kind == "bool"
-            or (kind == "int" and number in _KEPT_INTS)
-            or (kind == "float" and (number in _KEPT_FLOATS or not math.isfinite(number)))
-        )
-        if kept or not lift:
+        changes = isinstance(value, (RunTimeInt, RunTimeFloat))
+        shapes = number in (_KEPT_INTS if kind == "int" else _KEPT_FLOATS) and not changes
+        if kind == "bool" or shapes or not lift or not math.isfinite(number):
             return Const(number)
-        key = (kind, repr(number))
+        key = (kind, value.origin if changes else repr(number))  # type: ignore[union-attr]
         if key not in self._literals:
             name = self._fresh_name(f"c{len(self.lifted)}")
             self._literals[key] = Param(name, kind)

@@ -24,6 +24,9 @@ class _Interned(type):
     _pool: ClassVar[WeakValueDictionary[tuple[object, ...], Any]] = WeakValueDictionary()
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        known = None if kwargs else _Interned._pool.get((cls, *map(_key, args)))
+        if known is not None:
+            return known
         node = super().__call__(*args, **kwargs)
         # The class and the type and text of constants take part: 0.0, -0.0, 0 and False are four nodes.
         key = (cls, *(_key(getattr(node, f.name)) for f in fields(node)))

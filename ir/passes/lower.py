@@ -41,6 +41,7 @@ from attncompiler.ir.kernel import (
     extent,
     stride,
 )
+from attncompiler.ir.passes.products import factored
 from attncompiler.ir.program import Program, Reduction, TensorDecl
 from attncompiler.ir.streaming import (
     Accumulator,
@@ -61,7 +62,7 @@ def lower(plan: StreamingPlan) -> Kernel:
     tensors = {t.name: t for t in program.tensors}
 
     def flat(expr: Expr) -> Expr:
-        return flatten_loads(expr, tensors)
+        return flatten_loads(factored(expr), tensors)
 
     parts: list[RowStat | Accumulator] = [*plan.stats, *plan.accumulators]
     bodies = [flat(x.body) for x in parts]
@@ -74,7 +75,7 @@ def lower(plan: StreamingPlan) -> Kernel:
     )
     uniform = Hoisted("u", "")
     passes = tuple(_lower_pass(plan, p, uniform, packs, flat) for p in range(plan.passes))
-    finish = _finish(plan, flat)
+    finish = _finish(plan, lambda expr: flatten_loads(expr, tensors))
     tiles = tile_class(program.mask)
     possible, certain = flat(tiles.possible), flat(tiles.certain)
     outer = [c for _, c in finish.coefficients] + [e for _, e in finish.kept] + [finish.output]

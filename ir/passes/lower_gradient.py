@@ -1,8 +1,4 @@
-"""Arrange a Gradient as a Backward: every value moves to the outermost loop where it can be computed.
-
-Products are regrouped so that an element is multiplied by the product of its row's factors once, and a division by
-a value of the row becomes a multiplication by its inverse.
-"""
+"""Arrange a Gradient as a Backward: every value moves to the outermost loop where it can be computed."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ from collections.abc import Callable, Iterable
 
 from attncompiler.ir.backward import Backward, BackwardPass, Scatter, Start, step
 from attncompiler.ir.expr import (
-    Call,
     Const,
     Dot,
     Expr,
@@ -25,16 +20,14 @@ from attncompiler.ir.expr import (
     WeightGrad,
     axes_of,
     children,
-    kind_of,
     loads_in,
-    rewrite,
     walk,
     with_children,
 )
 from attncompiler.ir.gradient import Gradient, Stage, TensorGradient
 from attncompiler.ir.kernel import StatUpdate
-from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.passes.lower import Hoisted, flatten_loads, never_positive, offset_of
+from attncompiler.ir.passes.products import factored
 from attncompiler.ir.program import Reduction
 from attncompiler.ir.tiles import tile_class
 
@@ -75,7 +68,7 @@ def lower_gradient(gradient: Gradient, wanted: frozenset[str]) -> Backward:
         for n in walk(*inner)
     ) and not any("h" in axes_of(s.offset) for s in by_level.get("key", ()))
     uniform = Hoisted("u", "")
-    start = _start(gradient, by_level, flat)
+    start = _start(gradient, by_level, lambda expr: flatten_loads(expr, declared))
     passes = tuple(
         _lower_stage(
             gradient, stage, number, uniform, packs, flat, by_level, number == len(stages) - 1
@@ -118,69 +111,6 @@ def _needed(gradient: Gradient, scatters: list[TensorGradient]) -> list[Stage]:
     *first, last = gradient.stages
     read = {n.name for t in scatters for n in walk(t.value) if isinstance(n, Stat)}
     return [*first, Stage(last.rows, tuple(r for r in last.reductions if r.name in read))]
-
-
-# -- products ------------------------------------------------------------------------------------------------------
-
-
-def factored(expr: Expr) -> Expr:
-    """The formula with the row's factors of every product gathered, and divisions by them made products."""
-
-    def rule(node: Expr) -> Expr:
-        match node:
-            case Call("mul" | "div" | "neg", _) if kind_of(node) == "float" and _inner(node):
-                return _regrouped(node)
-            case _:
-                return node
-
-    return rewrite(expr, rule)
-
-
-def _inner(node: Expr) -> bool:
-    """Whether a value differs from element to element of a row."""
-    return bool(axes_of(node) & {"k", "d"})
-
-
-def _regrouped(node: Expr) -> Expr:
-    elements, above, below, negative = _factors(node)
-    row: Expr = Const(-1.0 if negative else 1.0)
-    for factor in above:
-        row = make("mul", factor, row) if row is not Const(1.0) else factor
-    for factor in below:
-        row = make("div", row, factor)
-    result = elements[0]
-    for element in elements[1:]:
-        result = make("mul", result, element)
-    if row is Const(1.0):
-        return result
-    return make("neg", result) if row is Const(-1.0) else make("mul", result, row)
-
-
-def _factors(node: Expr) -> tuple[list[Expr], list[Expr], list[Expr], bool]:
-    """Elements multiplied, row factors above and below the line, and whether the product is negated."""
-    if not _inner(node):
-        match node:
-            case Const(-1.0):
-                return [], [], [], True
-            case _:
-                return [], [node], [], False
-    match node:
-        case Call("neg", (x,)):
-            elements, above, below, negative = _factors(x)
-            return elements, above, below, not negative
-        case Call("mul", (x, y)):
-            left, right = _factors(x), _factors(y)
-            return (
-                left[0] + right[0],
-                left[1] + right[1],
-                left[2] + right[2],
-                left[3] != right[3],
-            )
-        case Call("div", (x, y)) if not _inner(y) and _inner(x):
-            elements, above, below, negative = _factors(x)
-            return elements, above, [*below, y], negative
-        case _:
-            return [node], [], [], False
 
 
 # -- loops ---------------------------------------------------------------------------------------------------------

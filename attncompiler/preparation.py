@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attncompiler import errors
 from attncompiler.slots import slot_location
@@ -13,6 +13,9 @@ from attncompiler.variant import Variant
 
 if TYPE_CHECKING:
     import torch
+
+# An argument of ``prepare`` after q, k and v.
+Wanted = tuple[str, Literal["required", "optional", "rest"]]
 
 
 def run_prepare(
@@ -24,11 +27,13 @@ def run_prepare(
     *,
     params: Mapping[str, Any] | None = None,
     q_start: int = 0,
+    wants: tuple[Wanted, ...] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Call ``variant.prepare`` and add the tensors it returns to those given.
 
     ``prepare`` receives the declared tensors its signature names (all of them for ``**tensors``), and ``q_start`` when
-    it names that; ``self`` carries the parameters of this call. Raises MissingTensorError for a tensor it names that
+    it names that; ``self`` carries the parameters of this call. ``wants`` is what ``wanted_by`` says, for callers
+    that ask once. Raises MissingTensorError for a tensor it names that
     was not given, SlotFailedError for what ``prepare`` raises, PrepareError for a result of another form.
     """
     method = getattr(variant, "prepare", None)
@@ -39,30 +44,49 @@ def run_prepare(
     view.__dict__.update(variant.__dict__)
     view.__dict__.update(params or {})
     method = view.prepare  # type: ignore[attr-defined]
-    arguments = _arguments(variant, method, given, q_start)
+    wants = wanted_by(method) if wants is None else wants
+    arguments = _arguments(variant, method, wants, given, q_start)
     with UserCode(variant, "prepare", slot_location(method)):
         result = method(q, k, v, **arguments)
     return _checked(variant, result, given)
 
 
+def wanted_by(method: Any) -> tuple[Wanted, ...]:
+    """The arguments of a ``prepare`` after q, k and v: name, and whether it is required, optional or ``**``."""
+    return tuple(
+        (
+            p.name,
+            "rest"
+            if p.kind is p.VAR_KEYWORD
+            else "required"
+            if p.default is p.empty
+            else "optional",
+        )
+        for p in list(inspect.signature(method).parameters.values())[3:]
+    )
+
+
 def _arguments(
-    variant: Variant, method: Any, given: dict[str, torch.Tensor], q_start: int
+    variant: Variant,
+    method: Any,
+    wants: tuple[Wanted, ...],
+    given: dict[str, torch.Tensor],
+    q_start: int,
 ) -> dict[str, Any]:
-    wanted = list(inspect.signature(method).parameters.values())[3:]
     found: dict[str, Any] = {}
-    for parameter in wanted:
-        if parameter.kind is parameter.VAR_KEYWORD:
+    for name, how in wants:
+        if how == "rest":
             found |= given
-        elif parameter.name == "q_start":
+        elif name == "q_start":
             found["q_start"] = q_start
-        elif parameter.name in given:
-            found[parameter.name] = given[parameter.name]
-        elif parameter.default is parameter.empty:
-            tensor = variant._tensors.get(parameter.name)
+        elif name in given:
+            found[name] = given[name]
+        elif how == "required":
+            tensor = variant._tensors.get(name)
             raise errors.MissingTensorError(
                 location=tensor.location if tensor else slot_location(method),
                 variant=type(variant).__name__,
-                name=parameter.name,
+                name=name,
                 axes=", ".join(map(str, tensor.axes)) if tensor else "undeclared",
             )
     return found
@@ -83,7 +107,7 @@ def _checked(
         detail = f"it returned {'nothing' if result is None else found}"
     elif not all(isinstance(t, torch.Tensor) and t.dim() == 4 for t in result[:3]):
         detail = "q, k and v must be tensors of four axes"
-    elif len({t.dtype for t in result[:3]}) > 1:
+    elif len({t.dtype for t in result[:3]}) > 1 and not torch.is_autocast_enabled("cpu"):
         found = ", ".join(str(t.dtype).removeprefix("torch.") for t in result[:3])
         detail = f"q, k and v must have one dtype, it returned {found}"
         fix = "convert what widens them, such as temperature.to(q.dtype), or return q.to(k.dtype)"

@@ -175,20 +175,6 @@ MISTAKES: list[tuple[str, Change, type[errors.AttnCompilerError], str, str]] = [
         r"k\.to_dense",
     ),
     (
-        "q",
-        lambda x: x.requires_grad_(),
-        run_errors.NoGradientError,
-        "q requires a gradient",
-        r"q\.detach\(\)",
-    ),
-    (
-        "sink",
-        lambda x: x.requires_grad_(),
-        run_errors.NoGradientError,
-        "sink requires",
-        r"torch\.no_grad",
-    ),
-    (
         "sink",
         lambda x: x[:2],
         errors.ShapeError,
@@ -244,6 +230,7 @@ MISTAKES: list[tuple[str, Change, type[errors.AttnCompilerError], str, str]] = [
 ]
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize(("name", "change", "kind", "says", "remedy"), MISTAKES)
 def test_wrong_tensors(
     name: str,
@@ -251,11 +238,16 @@ def test_wrong_tensors(
     kind: type[errors.AttnCompilerError],
     says: str,
     remedy: str,
+    recorded: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also where another tensor needs a gradient, so that the call goes through torch."""
     monkeypatch.setattr(subprocess, "run", None)  # nothing is built for a wrong call
+    given = changed(name, change)
+    if recorded:
+        given["v" if name != "v" else "table"].requires_grad_()
     with pytest.raises(kind, match=f"(?s){says}.*help: .*{remedy}"):
-        OPERATOR(**changed(name, change))
+        OPERATOR(**given)
 
 
 OTHERS: list[tuple[dict[str, object], type[errors.AttnCompilerError], str]] = [
@@ -287,9 +279,10 @@ OTHERS: list[tuple[dict[str, object], type[errors.AttnCompilerError], str]] = [
 def test_wrong_numbers_and_names(
     wrong: dict[str, object], kind: type[errors.AttnCompilerError], says: str
 ) -> None:
-    with pytest.raises(kind, match=says) as caught:
-        OPERATOR(**arguments(), **wrong)
-    assert caught.value.remedy
+    for change in (torch.detach, lambda x: x.requires_grad_()):
+        with pytest.raises(kind, match=says) as caught:
+            OPERATOR(**changed("q", change), **wrong)
+        assert caught.value.remedy
 
 
 def test_a_missing_tensor_is_named_with_its_axes() -> None:
@@ -321,14 +314,6 @@ def test_numbers_of_numpy_and_torch_are_numbers() -> None:
 
 def test_a_scale_of_nan_shows() -> None:
     assert OPERATOR(**arguments(), scale=math.nan).isnan().any()
-
-
-def test_gradients_are_refused_only_where_they_would_be_recorded() -> None:
-    given = changed("q", lambda x: x.requires_grad_())
-    with torch.no_grad():
-        OPERATOR(**given)
-    with torch.inference_mode():
-        OPERATOR(**given)
 
 
 def test_a_number_that_requires_a_gradient_is_refused() -> None:

@@ -13,9 +13,10 @@ from attncompiler.ir.program import TensorDecl
 from attncompiler.runtime.errors import (
     DeviceError,
     DtypeError,
+    ForwardModeError,
     LayoutError,
     LimitError,
-    NoGradientError,
+    TransformError,
 )
 
 ELEMENT_TYPES = {
@@ -43,23 +44,18 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
     """Raise the error that fits when q, k and v are not what attention takes.
 
     q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]``; H is a multiple of G; one floating dtype; on the
-    CPU; last axes contiguous; positions below 2**30.
+    CPU; last axes contiguous; positions below 2**30. Symbolic lengths of a trace stand for numbers that the call of
+    the traced operator checks.
     """
     named = (("q", q), ("k", k), ("v", v))
     for name, x in named:
-        if not isinstance(x, Tensor):
-            raise DtypeError(
-                name=name,
-                detail=f"expected a torch tensor, got {type(x).__name__}",
-                fix="pass a tensor",
-            )
+        check_storage(name, x)
         if x.dim() != 4:
             raise errors.ShapeError(
                 name=name,
                 detail=f"it has shape {list(x.shape)}, expected four axes [batch, heads, length, head_dim]",
                 fix=f"reshape it; a single sequence is {name}[None, None]",
             )
-        _check_storage(name, x)
         if x.shape[3] > 1 and x.stride(3) != 1:
             raise LayoutError(name=name, stride=x.stride(3))
         if x.dtype not in ELEMENT_TYPES:
@@ -76,10 +72,13 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
                 fix=f"pass {name}.to(q.dtype)",
             )
     _check_shapes(q, k, v)
-    if not 0 <= q_start <= LARGEST_POSITION - q.shape[2] or k.shape[2] > LARGEST_POSITION:
+    queries, keys = q.shape[2], k.shape[2]
+    if not all(isinstance(n, int) for n in (q_start, queries, keys)):
+        return
+    if not 0 <= q_start <= LARGEST_POSITION - queries or keys > LARGEST_POSITION:
         raise LimitError(
-            name="q_start" if k.shape[2] <= LARGEST_POSITION else "the number of keys",
-            value=q_start if k.shape[2] <= LARGEST_POSITION else k.shape[2],
+            name="q_start" if keys <= LARGEST_POSITION else "the number of keys",
+            value=q_start if keys <= LARGEST_POSITION else keys,
             limit="positions run from 0 to 2**30 - 1",
             fix="split the sequence, or pass the position of the first query",
         )
@@ -125,28 +124,30 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
             )
 
 
-def _check_storage(name: str, x: Tensor) -> None:
+def check_storage(name: str, x: object) -> None:
+    """Raise unless ``x`` is an ordinary tensor on the CPU; fake tensors of a tracer are."""
+    if not isinstance(x, Tensor):
+        raise DtypeError(
+            name=name,
+            detail=f"expected a torch tensor, got {type(x).__name__}",
+            fix="pass a tensor",
+        )
     if x.device.type != "cpu":
         raise DeviceError(name=name, device=x.device)
     if x.layout != torch.strided:
         raise DtypeError(
             name=name, detail=f"its layout is {x.layout}", fix=f"pass {name}.to_dense()"
         )
-    if x.requires_grad and torch.is_grad_enabled():
-        raise NoGradientError(name=name)
-    # Forward-mode derivatives live in tangents that a kernel would drop silently.
+
+
+def check_transforms(name: str, x: object) -> None:
+    """Refuse what the registered ops have no rule for: tangents of forward mode, and transforms of torch.func."""
+    if not isinstance(x, Tensor):
+        return
     if forward_ad._current_level >= 0 and _has_tangent(x):
-        raise NoGradientError(name=name)
-    if torch._C._functorch.is_functorch_wrapped_tensor(x) or (
-        type(x) is not Tensor and x.untyped_storage().device != x.device
-    ):
-        raise DtypeError(
-            name=name,
-            detail="it has no memory: it is a fake tensor, or inside a transform such as torch.vmap",
-            fix="call the operator on ordinary tensors; its first axis is the batch",
-        )
-    if x.is_neg():  # z.conj().imag is a view whose memory holds the opposite numbers
-        raise DtypeError(name=name, detail="it is a negated view", fix=f"pass {name}.resolve_neg()")
+        raise ForwardModeError(name=name)
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise TransformError(name=name)
 
 
 def _has_tangent(x: Tensor) -> bool:
@@ -156,50 +157,51 @@ def _has_tangent(x: Tensor) -> bool:
 def check_tensors(
     variant: str,
     declarations: Sequence[TensorDecl],
-    given: Mapping[str, Tensor],
+    given: Sequence[Tensor | None],
     sizes: Mapping[str, int],
 ) -> tuple[str, ...]:
     """The element types of the captured tensors, after checking kinds and extents against the declarations."""
     free: dict[str, tuple[int, str]] = {}
     types = []
-    for decl in declarations:
-        x = given.get(decl.name)
+    for decl, x in zip(declarations, given, strict=True):
         if x is None:
             raise errors.MissingTensorError(
                 variant=variant, name=decl.name, axes=", ".join(map(str, decl.axes))
             )
-        if not isinstance(x, Tensor):
-            raise DtypeError(
-                name=decl.name,
-                detail=f"expected a torch tensor, got {type(x).__name__}",
-                fix="pass a tensor",
-            )
-        _check_storage(decl.name, x)
-        known = CAPTURED_TYPES[decl.kind]
-        if x.dtype not in known:
-            raise DtypeError(
-                name=decl.name,
-                detail=f"it is {x.dtype}, declared as {decl.kind}",
-                fix=f"convert it to one of {', '.join(known.values())}",
-            )
-        types.append(known[x.dtype])
+        types.append(check_tensor(decl, x))
         _check_extents(decl, x, sizes, free)
     return tuple(types)
+
+
+def check_tensor(decl: TensorDecl, x: Tensor) -> str:
+    """The element type of one captured tensor, after checking its kind and the number of its axes."""
+    check_storage(decl.name, x)
+    known = CAPTURED_TYPES[decl.kind]
+    if x.dtype not in known:
+        raise DtypeError(
+            name=decl.name,
+            detail=f"it is {x.dtype}, declared as {decl.kind}",
+            fix=f"convert it to one of {', '.join(known.values())}",
+        )
+    if x.dim() != len(decl.axes):
+        raise errors.ShapeError(
+            name=decl.name,
+            detail=f"it has shape {list(x.shape)}, declared with the axes ({_axes(decl)})",
+            fix=f"give it {len(decl.axes)} axes",
+        )
+    return known[x.dtype]
 
 
 _AXIS_SIZES = {"b": "B", "h": "H", "g": "G", "q": "M", "k": "N", "d": "Dv"}
 
 
+def _axes(decl: TensorDecl) -> str:
+    return ", ".join(map(str, decl.axes))
+
+
 def _check_extents(
     decl: TensorDecl, x: Tensor, sizes: Mapping[str, int], free: dict[str, tuple[int, str]]
 ) -> None:
-    axes = ", ".join(map(str, decl.axes))
-    if x.dim() != len(decl.axes):
-        raise errors.ShapeError(
-            name=decl.name,
-            detail=f"it has shape {list(x.shape)}, declared with the axes ({axes})",
-            fix=f"give it {len(decl.axes)} axes",
-        )
     for position, (axis, found) in enumerate(zip(decl.axes, x.shape, strict=True)):
         if isinstance(axis, int):
             wanted, why = axis, "its declaration"
@@ -211,5 +213,5 @@ def _check_extents(
             raise errors.ShapeError(
                 name=decl.name,
                 detail=f"axis {position} ({axis}) has extent {found}, but {why} is {wanted}",
-                fix=f"its axes are ({axes})",
+                fix=f"its axes are ({_axes(decl)})",
             )

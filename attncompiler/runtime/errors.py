@@ -74,10 +74,30 @@ class LimitError(AttnCompilerError):
     advice = "{fix}"
 
 
-class NoGradientError(AttnCompilerError):
-    """A call that would need a backward pass."""
+class ForwardModeError(AttnCompilerError):
+    """A call that would need a forward-mode derivative."""
 
-    message = "{name} requires a gradient, and operators have no backward pass yet"
+    message = (
+        "{name} carries a tangent of forward-mode differentiation, which operators do not have"
+    )
+    advice = "differentiate in reverse mode: out.backward(...) or torch.autograd.grad(...)"
+
+
+class TransformError(AttnCompilerError):
+    """A call inside ``torch.vmap``, ``torch.func.grad`` and the like."""
+
+    message = "{name} is inside a transform of torch.func, which operators have no rule for"
     advice = (
-        "call the operator under torch.no_grad() or torch.inference_mode(), or pass {name}.detach()"
+        "call the operator on ordinary tensors: its first axis is the batch, "
+        "and torch.autograd.grad gives gradients"
+    )
+
+
+class DoubleBackwardError(AttnCompilerError):
+    """A gradient of a gradient."""
+
+    message = "the gradients of {variant} cannot be differentiated once more"
+    advice = (
+        'compile the variant with backend="dense" where second derivatives are needed, or call backward without '
+        "create_graph=True"
     )

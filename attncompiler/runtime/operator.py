@@ -1,44 +1,35 @@
-"""The operator users call: checks a call, runs ``prepare``, builds the kernel it needs once, launches it."""
+"""The operator users call: sorts a call's arguments, runs ``prepare``, and launches or hands over to torch."""
 
 from __future__ import annotations
 
-import inspect
 import math
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from attncompiler.backends.cpp import Specialization, render
+from attncompiler.backends.cpp import Specialization
 from attncompiler.declarations import checked_value
-from attncompiler.preparation import run_prepare
+from attncompiler.preparation import run_prepare, wanted_by
 from attncompiler.runtime.arguments import split_arguments
-from attncompiler.runtime.cache import content_key, entry
-from attncompiler.runtime.call_checks import ELEMENT_TYPES, check_inputs, check_tensors
+from attncompiler.runtime.call_checks import (
+    ELEMENT_TYPES,
+    check_inputs,
+    check_tensors,
+    check_transforms,
+)
 from attncompiler.runtime.errors import DtypeError
-from attncompiler.runtime.library import Library, Signature
-from attncompiler.runtime.toolchain import find_toolchain
+from attncompiler.runtime.kernels import BuiltKernel, Kernels
+from attncompiler.runtime.launch import Launcher, is_plain, sizes_of
+from attncompiler.runtime.module import AttentionModule
+from attncompiler.runtime.registration import register
 from attncompiler.user_code import shows_call
 
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
 
-
-@dataclass(frozen=True, slots=True)
-class BuiltKernel:
-    """A kernel on disk: its readable source, its library, and how long each stage took (seconds).
-
-    ``cached`` says that the library was found in the cache: no compiler ran.
-    """
-
-    path_source: Path
-    path_library: Path
-    seconds: dict[str, float]
-    cached: bool
+__all__ = ["BuiltKernel", "Operator"]
 
 
 class Operator:
@@ -52,20 +43,30 @@ class Operator:
     are the declared tensors, by name, and new values of parameters. With ``return_stats`` the result is
     ``(out, stats)``, where ``stats`` holds each kept row statistic as ``[B, H, M]`` in float32 (float64 for
     float64 inputs). A row without an allowed key gives 0 before the ``output`` slot.
+
+    The result and the statistics are differentiable with respect to q, k, v and every floating tensor. Under
+    autocast q, k and v are cast as for ``scaled_dot_product_attention``; declared tensors keep their type.
     """
 
     def __init__(self, compilation: Compilation) -> None:
         self.compilation = compilation
         self.variant = compilation.trace.variant
         self.name = compilation.plan.program.name
-        self._kernel = compilation.kernel
-        self._kept = [name for name, _ in self._kernel.finish.kept]
-        self._signature = Signature(
-            tuple(p.kind for p in self._kernel.params),
-            tuple(len(t.axes) for t in self._kernel.tensors),
-            len(self._kept),
-        )
-        self._libraries: dict[Specialization, Library] = {}
+        self._kernels = Kernels(compilation)
+        self._launch = Launcher(self._kernels)
+        self._registered = register(self._kernels)
+        self._prepares = getattr(self.variant, "prepare", None) is not None
+        self._prepare_wants = wanted_by(self.variant.prepare) if self._prepares else ()  # type: ignore[attr-defined]
+        # A call reads these often; under torch.compile each is a guard less than a look into the compilation.
+        kernel, trace = self._kernels.kernel, compilation.trace
+        self._reads = tuple(t.name for t in kernel.tensors)
+        self._scalars = tuple(p.name for p in kernel.params)
+        self._kept = self._kernels.kept
+        self._params = dict(trace.params)
+        self._tensors = dict(trace.captured)
+        self._numbers = tuple(self._params[n] for n in self._scalars)
+        self._captured = tuple(self._tensors.get(n) for n in self._reads)
+        self._default_scale = self._params.get("scale", trace.scale)
 
     def __repr__(self) -> str:
         return f"<attncompiler operator {self.name}>"
@@ -89,44 +90,79 @@ class Operator:
         **arguments: Any,
     ) -> Any:
         """See the class."""
-        q_start = int(checked_value(self.name, "q_start", "int", q_start, None))
-        if scale is not None:
+        if type(q_start) is not int:
+            q_start = checked_value(self.name, "q_start", "int", q_start, None)  # type: ignore[assignment]
+        if scale is not None and type(scale) is not float:
             scale = checked_value(self.name, "scale", "float", scale, None)
-        trace = self.compilation.trace
-        params, tensors = split_arguments(self.variant, arguments, trace.params, trace.captured)
-        if hasattr(self.variant, "prepare"):
-            q, k, v, tensors = run_prepare(
-                self.variant, q, k, v, tensors, params=params, q_start=q_start
+        numbers: Sequence[float] = self._numbers
+        captured: Sequence[Any] = self._captured
+        if arguments or self._prepares:
+            params, tensors = split_arguments(self.variant, arguments, self._params, self._tensors)
+            if self._prepares:
+                q, k, v, tensors = run_prepare(
+                    self.variant,
+                    q,
+                    k,
+                    v,
+                    tensors,
+                    params=params,
+                    q_start=q_start,
+                    wants=self._prepare_wants,
+                )
+            numbers = [params[n] for n in self._scalars]
+            captured = [tensors.get(n) for n in self._reads]
+            if scale is None:
+                scale = params.get("scale", self._default_scale)
+        elif scale is None:
+            scale = self._default_scale
+        if torch.is_autocast_enabled("cpu"):
+            q, k, v = _autocast(q), _autocast(k), _autocast(v)
+        if not torch.compiler.is_compiling() and is_plain((q, k, v, *captured)):
+            kept: Tensor | None
+            out, kept, _, _ = self._launch(
+                q, k, v, captured, q_start, _scale(scale, q), numbers, return_stats
             )
-        check_inputs(q, k, v, q_start)
-        batch, heads, queries, head_dim = q.shape
-        groups, keys, value_dim = k.shape[1], k.shape[2], v.shape[3]
-        declared = self._kernel.tensors
-        types: tuple[str, ...] = ()
-        captured: list[Tensor] = []
-        if declared:
-            sizes = {"B": batch, "H": heads, "G": groups, "M": queries, "N": keys, "Dv": value_dim}
-            types = check_tensors(self.name, declared, tensors, sizes)
-            captured = [_readable(tensors[t.name]) for t in declared]
-        library = self._library(Specialization(ELEMENT_TYPES[q.dtype], head_dim, value_dim, types))
-        out = q.new_empty((batch, heads, queries, value_dim))
-        kept: list[Tensor | None] = [None] * len(self._kept)
-        if return_stats:
-            real = torch.float64 if q.dtype == torch.float64 else torch.float32
-            kept = [q.new_empty((batch, heads, queries), dtype=real) for _ in self._kept]
-        library(
-            q,
-            k,
-            v,
-            out,
-            layout=library.layout(q, k, v, out, captured),
-            q_start=q_start,
-            scale=self._scale(scale, head_dim, params),
-            params=[params[p.name] for p in self._kernel.params],
-            tensors=captured,
-            kept=kept,
+        else:
+            out, kept = self._dispatch(q, k, v, captured, q_start, scale, numbers, return_stats)
+        if not return_stats:
+            return out
+        rows = cast(Tensor, kept)
+        return out, {name: rows[i] for i, name in enumerate(self._kept)}
+
+    def _dispatch(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        captured: Sequence[Tensor | None],
+        q_start: int,
+        scale: float | None,
+        numbers: Sequence[float],
+        stats: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """The call through torch: autograd, tracers and transforms see one operator."""
+        tensors = {"q": q, "k": k, "v": v} | dict(zip(self._reads, captured, strict=True))
+        if not torch.compiler.is_compiling():
+            # A trace leaves these to the operator's fake implementation, which knows symbolic sizes.
+            for name, x in tensors.items():
+                check_transforms(name, x)
+            check_inputs(q, k, v, q_start)
+            check_tensors(self.name, self._kernels.kernel.tensors, captured, sizes_of(q, v))
+        train = torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in tensors.values()
         )
-        return (out, dict(zip(self._kept, kept, strict=True))) if return_stats else out
+        out, kept, _, _ = self._registered.forward(
+            q, k, v, *captured, q_start, _scale(scale, q), *numbers, stats, train
+        )
+        return out, kept
+
+    def module(self, **initial: Any) -> AttentionModule:
+        """An ``nn.Module`` with this operator's call, which holds the declared tensors given here.
+
+        A floating tensor becomes an ``nn.Parameter`` (a Parameter or ``nn.Buffer`` stays what it is), any other a
+        buffer; numbers fix parameters of the variant. What is not given stays an argument of the call.
+        """
+        return AttentionModule(self, initial)
 
     def build(
         self,
@@ -141,8 +177,9 @@ class Operator:
         ``value_dim`` is ``head_dim`` unless given. ``tensor_dtypes`` names the dtypes of captured tensors that are
         not the usual ones (the dtype of the declaration, float32, int64, bool).
         """
-        spec = self._specialization(dtype, head_dim, value_dim, tensor_dtypes or {})
-        return self._build(spec)
+        return self._kernels.build(
+            self._specialization(dtype, head_dim, value_dim, tensor_dtypes or {})
+        )
 
     def source(
         self,
@@ -153,7 +190,9 @@ class Operator:
         tensor_dtypes: Mapping[str, torch.dtype] | None = None,
     ) -> str:
         """The C++ source of a kernel; the arguments are those of ``build``."""
-        return self._render(self._specialization(dtype, head_dim, value_dim, tensor_dtypes or {}))
+        return self._kernels.source(
+            self._specialization(dtype, head_dim, value_dim, tensor_dtypes or {})
+        )
 
     def explain(self) -> str:
         """Every level of the compilation as text: programs, the derived plan with its reasons, the loops."""
@@ -162,23 +201,6 @@ class Operator:
         return explain(self.compilation)
 
     # -- inside ------------------------------------------------------------------------------------------------
-
-    def _scale(self, given: float | None, head_dim: int, params: Mapping[str, float]) -> float:
-        if given is None:
-            given = params.get("scale", self.compilation.trace.scale)
-        base = 1 / math.sqrt(head_dim) if given is None else float(given)
-        return base * self.compilation.plan.program.dot_factor
-
-    def _library(self, spec: Specialization) -> Library:
-        library = self._libraries.get(spec)
-        if library is None:
-            path = self._build(spec).path_library
-            try:
-                library = Library(path, self._signature)
-            except OSError:  # somebody emptied the cache between the two lines
-                library = Library(self._build(spec).path_library, self._signature)
-            self._libraries[spec] = library
-        return library
 
     def _specialization(
         self,
@@ -194,7 +216,7 @@ class Operator:
                 fix="choose float32, bfloat16, float16 or float64",
             )
         types = []
-        for decl in self._kernel.tensors:
+        for decl in self._kernels.kernel.tensors:
             declared = self.compilation.trace.tensors[decl.name].dtype
             usual: Any = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}[decl.kind]
             chosen = declared if isinstance(declared, torch.dtype) else usual
@@ -202,46 +224,13 @@ class Operator:
         dims = head_dim, head_dim if value_dim is None else value_dim
         return Specialization(ELEMENT_TYPES[dtype], *dims, tuple(types))
 
-    def _render(self, spec: Specialization) -> str:
-        cls = type(self.variant)
-        try:
-            definition = inspect.getsource(cls)
-        except (OSError, TypeError):  # a class made at a prompt has no file
-            definition = f"class {cls.__name__} (source not available)"
-        options = f"--dtype {spec.dtype} --head-dim {spec.head_dim} --value-dim {spec.value_dim}"
-        title = f"{self.name}: fused attention forward, {spec.dtype}, head_dim {spec.head_dim}"
-        return render(
-            self._kernel,
-            spec,
-            title=f"{title}, value_dim {spec.value_dim}, generated by attncompiler.",
-            definition=definition,
-            regenerate=f"attncompiler build {_file_of(cls)} --name {cls.__name__} {options}",
-        )
 
-    def _build(self, spec: Specialization) -> BuiltKernel:
-        clock = time.perf_counter()
-        source = self._render(spec)
-        printed = time.perf_counter() - clock
-        toolchain = find_toolchain()
-        stem = f"{self.name.lower()}_{spec.dtype}_d{spec.head_dim}"
-
-        def fill(folder: Path) -> None:
-            (folder / "kernel.cpp").write_text(source)
-            toolchain.build(self.name, folder / "kernel.cpp", folder / "kernel.so")
-
-        clock = time.perf_counter()
-        folder, cached = entry(stem, content_key(source, toolchain.key), fill)
-        seconds = {"print": printed, "compile": time.perf_counter() - clock}
-        return BuiltKernel(folder / "kernel.cpp", folder / "kernel.so", seconds, cached)
+def _scale(given: float | None, q: Tensor) -> float:
+    return 1 / math.sqrt(q.shape[-1]) if given is None else float(given)
 
 
-def _readable(x: Tensor) -> Tensor:
-    """A tensor that clamped indices can always read: an empty one becomes a single zero seen at every index."""
-    return x if x.numel() else x.new_zeros(1).as_strided(x.shape, (0,) * x.dim())
-
-
-def _file_of(cls: type) -> str:
-    try:
-        return Path(inspect.getsourcefile(cls) or "variant.py").name
-    except (OSError, TypeError):  # a class made at a prompt
-        return "variant.py"
+def _autocast(x: Tensor) -> Tensor:
+    """As ``scaled_dot_product_attention``: float64 stays, other floating tensors take autocast's type."""
+    if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x

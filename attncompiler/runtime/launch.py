@@ -1,0 +1,166 @@
+"""Launches forward kernels: checks a call once for each set of shapes, strides and dtypes, allocates and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from attncompiler.backends.cpp import Specialization
+from attncompiler.runtime.call_checks import (
+    ELEMENT_TYPES,
+    LARGEST_POSITION,
+    check_inputs,
+    check_tensors,
+)
+from attncompiler.runtime.kernels import Kernels, real_of
+from attncompiler.runtime.library import Layout, Library
+
+# What torch would dispatch on for ordinary CPU tensors, with and without autograd's bookkeeping. Everything that a
+# kernel must not read as plain memory (other devices and layouts, negated views, fake tensors, subclasses with
+# their own dispatch, transforms) has more or other keys.
+_ordinary = torch.empty(0)
+with torch.inference_mode():
+    _inference = torch.empty(0)
+_PLAIN_KEYS = frozenset(torch._C._dispatch_keys(x).raw_repr() for x in (_ordinary, _inference))
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
+# Calls with lengths that never return (decoding) must not fill the memory.
+_MOST_SITES = 256
+
+
+def is_plain(tensors: Sequence[object]) -> bool:
+    """Whether a kernel may run on these tensors right here: nothing records, traces or transforms the call."""
+    recording = torch.is_grad_enabled()
+    keys = torch._C._dispatch_keys
+    for x in tensors:
+        if (
+            type(x) not in _PLAIN_TYPES
+            or keys(x).raw_repr() not in _PLAIN_KEYS  # type: ignore[arg-type]
+            or (recording and x.requires_grad)  # type: ignore[attr-defined]
+        ):
+            return False
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all calls with the same shapes, strides and dtypes share.
+
+    ``last_start`` is the largest ``q_start``; ``holes`` says that some captured tensor has no element.
+    """
+
+    library: Library
+    layout: Layout
+    shape: tuple[int, int, int, int]
+    last_start: int
+    holes: bool
+
+
+class Launcher:
+    """Runs the forward kernels of one compilation on real tensors."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        self._dot_factor = kernels.compilation.plan.program.dot_factor
+        self._none_kept = (None,) * len(kernels.kept)
+        self._sites: dict[tuple[object, ...], Site] = {}
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        captured: Sequence[Tensor],
+        q_start: int,
+        scale: float,
+        numbers: Sequence[float],
+        stats: bool = False,
+        train: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The output [B, H, M, Dv] and what else was asked for, else None; raises what ``check_inputs`` raises.
+
+        Then follow, with ``stats``, the kept statistics [n, B, H, M], and with ``train`` the statistics that the
+        backward reads [n, B, H, M] and, where it reads one that is not the output, the value [B, H, M, Dv].
+        """
+        key: tuple[object, ...] = (
+            *(q.shape, q.stride(), q.dtype, k.shape, k.stride(), k.dtype),
+            *(v.shape, v.stride(), v.dtype),
+        )
+        for x in captured:
+            key += (x.shape, x.stride(), x.dtype)
+        site = self._sites.get(key)
+        if site is None:
+            site = self._checked(q, k, v, captured, q_start)
+            if len(self._sites) >= _MOST_SITES:
+                self._sites.clear()
+            self._sites[key] = site
+        elif not 0 <= q_start <= site.last_start:
+            check_inputs(q, k, v, q_start)
+        if site.holes:
+            captured = [_readable(x) for x in captured]
+        out = torch.empty(site.shape, dtype=q.dtype, device="cpu")
+        kept = saved = value = None
+        kept_rows: Sequence[Tensor | None] = self._none_kept
+        saved_rows: Sequence[Tensor | None] = ()
+        if stats or train:
+            kernels, real = self.kernels, real_of(q.dtype)
+            if stats:
+                kept = out.new_empty((len(kernels.kept), *site.shape[:3]), dtype=real)
+                kept_rows = kept.unbind()
+            if train:
+                names = kernels.saved
+                saved = out.new_empty((len(names), *site.shape[:3]), dtype=real)
+                rows = dict(zip(names, saved.unbind(), strict=True))
+                saved_rows = [rows.get(stat.name) for stat in kernels.kernel.plan.stats]
+                if kernels.saves_value:
+                    value = out.new_empty(site.shape, dtype=real)
+        site.library(
+            q,
+            k,
+            v,
+            out,
+            layout=site.layout,
+            q_start=q_start,
+            scale=scale * self._dot_factor,
+            params=numbers,
+            tensors=captured,
+            kept=kept_rows,
+            saved=saved_rows,
+            value=value,
+        )
+        return out, kept, saved, value
+
+    def _checked(
+        self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor], q_start: int
+    ) -> Site:
+        check_inputs(q, k, v, q_start)
+        types = check_tensors(
+            self.kernels.name, self.kernels.kernel.tensors, captured, sizes_of(q, v)
+        )
+        dims = q.shape[3], v.shape[3]
+        library = self.kernels.forward(Specialization(ELEMENT_TYPES[q.dtype], *dims, types))
+        shape = (*q.shape[:3], v.shape[3])
+        out = torch.empty(shape, dtype=q.dtype, device="meta")
+        layout = library.layout(q, k, v, out, [_readable(x) for x in captured])
+        holes = any(x.numel() == 0 for x in captured)
+        return Site(library, layout, shape, LARGEST_POSITION - q.shape[2], holes)
+
+
+def sizes_of(q: Tensor, v: Tensor) -> dict[str, int]:
+    """The sizes that axes of captured tensors are declared over."""
+    batch, heads, queries, _ = q.shape
+    _, groups, keys, value_dim = v.shape
+    return {"B": batch, "H": heads, "G": groups, "M": queries, "N": keys, "Dv": value_dim}
+
+
+def _readable(x: Tensor) -> Tensor:
+    """A tensor that clamped indices can always read: an empty one becomes a single zero seen at every index."""
+    return x if x.numel() else x.new_zeros(1).as_strided(x.shape, (0,) * x.dim())

@@ -1,7 +1,8 @@
 """The whole pipeline: turns a variant into an operator.
 
 Read it top to bottom. ``PASSES`` rewrite the Program the front end traced; ``derive`` finds how it streams over the
-keys; ``lower`` arranges that as loops; a backend prints the loops. Every level verifies itself and prints as text
+keys; ``lower`` arranges that as loops; a backend prints the loops. When a call needs gradients, ``differentiate``
+derives the backward of the plan and ``lower_gradient`` its loops. Every level verifies itself and prints as text
 (``Operator.explain``). A new pass is a function Program -> Program in ``ir/passes`` and a line in ``PASSES``.
 """
 
@@ -10,21 +11,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, overload
+from functools import cached_property
+from typing import Literal, TypeVar, overload
 
 from attncompiler.errors import InternalError
 from attncompiler.frontend import Trace, trace
+from attncompiler.ir.backward import Backward
+from attncompiler.ir.gradient import Gradient
 from attncompiler.ir.kernel import Kernel
 from attncompiler.ir.passes.canonicalize import canonicalize
 from attncompiler.ir.passes.derive import derive
+from attncompiler.ir.passes.differentiate import differentiate
 from attncompiler.ir.passes.exp2 import use_exp2
 from attncompiler.ir.passes.lower import lower
+from attncompiler.ir.passes.lower_gradient import lower_gradient
 from attncompiler.ir.passes.merge_reductions import merge_reductions
 from attncompiler.ir.passes.stabilize import stabilize
-from attncompiler.ir.printer import print_program
 from attncompiler.ir.program import Program
 from attncompiler.ir.streaming import StreamingPlan
 from attncompiler.ir.verify import VerifyError, verify_plan, verify_program
+from attncompiler.ir.verify_gradient import verify_gradient
 from attncompiler.ir.verify_kernel import verify_kernel
 from attncompiler.runtime.dense import DenseOperator
 from attncompiler.runtime.errors import BackendError, VariantTypeError
@@ -39,10 +45,12 @@ PASSES: tuple[tuple[str, Callable[[Program], Program]], ...] = (
 )
 BACKENDS = ("cpp", "dense")
 
+T = TypeVar("T")
+
 __all__ = ["PASSES", "BuiltKernel", "Compilation", "Operator", "compile", "compile_levels"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Compilation:
     """Every level of one variant: what ``explain`` shows.
 
@@ -53,6 +61,15 @@ class Compilation:
     steps: tuple[tuple[str, Program], ...]
     plan: StreamingPlan
     kernel: Kernel
+
+    @cached_property
+    def gradient(self) -> Gradient:
+        """The derived backward; worked out when a call, or ``explain``, first asks for it."""
+        return _verified("differentiate", differentiate(self.plan), verify_gradient)
+
+    def backward(self, wanted: frozenset[str]) -> Backward:
+        """The loops of the backward that gives gradients to q, k, v and to the tensors in ``wanted``."""
+        return lower_gradient(self.gradient, wanted)
 
 
 @overload
@@ -86,20 +103,16 @@ def compile_levels(traced: Trace) -> Compilation:
     verify_program(program)
     steps = [("trace", program)]
     for name, run in PASSES:
-        program = run(program)
-        try:
-            verify_program(program)
-        except VerifyError as error:
-            raise InternalError(name, str(error), print_program(program)) from error
+        program = _verified(name, run(program), verify_program)
         steps.append((name, program))
-    plan = derive(program)
-    try:
-        verify_plan(plan)
-    except VerifyError as error:
-        raise InternalError("derive", str(error), print_program(program)) from error
-    kernel = lower(plan)
-    try:
-        verify_kernel(kernel)
-    except VerifyError as error:
-        raise InternalError("lower", str(error), print_program(program)) from error
+    plan = _verified("derive", derive(program), verify_plan)
+    kernel = _verified("lower", lower(plan), verify_kernel)
     return Compilation(traced, tuple(steps), plan, kernel)
+
+
+def _verified(name: str, level: T, verify: Callable[[T], None]) -> T:
+    try:
+        verify(level)
+    except VerifyError as error:
+        raise InternalError(name, str(error)) from error
+    return level

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from attncompiler.ir.expr import Expr, Local, OldStat, substitute
+from attncompiler.ir.gradient_printer import print_gradient
 from attncompiler.ir.kernel import Kernel
 from attncompiler.ir.kernel_printer import print_kernel
 from attncompiler.ir.passes.stabilize import explain_stabilize
@@ -37,6 +38,7 @@ def explain(compilation: Compilation) -> str:
         ("How partial results merge", _merging(plan)),
         ("Which tiles are visited", _tiles(plan, kernel)),
         ("The loops", [_indented(print_kernel(kernel))]),
+        ("How gradients are computed", _gradients(compilation)),
         ("What stays an argument", _arguments(trace, kernel)),
     ]
     chapters = [
@@ -158,6 +160,12 @@ def _tiles(plan: StreamingPlan, kernel: Kernel) -> Iterator[str]:
     yield f"     {possible}"
     yield "   and its elements are not masked if"
     yield f"     {certain}"
+
+
+def _gradients(compilation: Compilation) -> Iterator[str]:
+    yield "   Derived from the formulas above. d_x is the gradient of x, weight_grad that of a weight and value_grad"
+    yield "   that of an element of the row before the output slot."
+    yield _indented(print_gradient(compilation.gradient))
 
 
 def _arguments(trace: Trace, kernel: Kernel) -> Iterator[str]:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 
-from attncompiler.ir.expr import Call, Const, Expr, Index, kind_of
+from attncompiler.ir.expr import Call, Const, Expr, Index, Load, kind_of
 from attncompiler.ir.intervals import Box, Form, Range, bounds, corner_bounds
-from attncompiler.ir.linear import Linear, is_uniform, linear, to_expression
+from attncompiler.ir.linear import Linear, is_uniform, linear, to_expression, total
 from attncompiler.ir.passes.canonicalize import make
 
 Literal = tuple[Expr, bool]
@@ -71,9 +71,18 @@ def conjunction(literals: Conjunction, box: Box) -> Expr:
         if any(operand is None for _, operand in tested):
             conditions += _meet(cs, corner_bounds(cs[0].terms, inner))
         conditions += [found for c in cs for found in _congruence(c, inner)]
+        conditions += [found for c in cs for found in _table(c, inner)]
         for op, operand in tested:
             conditions += [] if operand is None else _power_of_two(op, bounds(operand, inner))
-    conditions += [_float_comparison(expr, truth, inner) for expr, truth in others]
+    for expr, truth in others:
+        element = _element(expr, inner)
+        if element is None:
+            conditions.append(_float_comparison(expr, truth, inner))
+        else:
+            inside, value = element
+            conditions.append(
+                make("or", make("not", inside), value if truth else make("not", value))
+            )
     true: Expr = Const(True)
     return reduce(partial(make, "and"), dict.fromkeys(conditions), true)
 
@@ -158,6 +167,42 @@ def _congruence(c: _Constraint, box: Box) -> list[Expr]:
             return _congruent(make("sub", x, y), m, c.limit, box)
         case _:
             return []
+
+
+def _table(c: _Constraint, box: Box) -> list[Expr]:
+    """Elements of tables that hold one number for a block of positions, such as ``states[q // 128, k // 128]``.
+
+    A tile inside one block reads that element; of a tile that touches several blocks nothing is known.
+    """
+    found = {atom: _element(atom, box) for atom in c.terms}
+    known = {atom: within for atom, within in found.items() if within is not None}
+    if len(known) < len(found):
+        return []
+    inside = reduce(partial(make, "and"), (condition for condition, _ in known.values()))
+    elements = total((known[atom][1], factor) for atom, factor in c.terms.items())
+    return [make("or", make("not", inside), make(c.op, elements, c.limit))]
+
+
+def _element(load: Expr, box: Box) -> tuple[Expr, Expr] | None:
+    """When all pairs of a tile read the same element, and that element."""
+    if not isinstance(load, Load) or not all(map(_is_coarse, load.indices)):
+        return None
+    places = [bounds(index, box).both() for index in load.indices]
+    known = [both for both in places if both is not None]
+    if len(known) < len(places):
+        return None
+    true: Expr = Const(True)
+    inside = reduce(partial(make, "and"), (make("eq", lo, hi) for lo, hi in known), true)
+    return inside, Load(load.tensor, tuple(lo for lo, _ in known), load.kind)
+
+
+def _is_coarse(index: Expr) -> bool:
+    """Whether tiles often lie within one value of an index."""
+    match index:
+        case Index("h") | Call("floordiv", (_, Const())):
+            return True
+        case _:
+            return is_uniform(index)
 
 
 def _power_test(c: _Constraint) -> Expr | None:

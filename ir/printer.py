@@ -139,7 +139,7 @@ def _spelled(node: Expr, names: Names, memo: dict[Expr, tuple[str, int]]) -> tup
             assert_never(node)
 
 
-def _lets(expr: Expr, names: Names) -> Iterator[str]:
+def let_lines(expr: Expr, names: Names) -> Iterator[str]:
     """A line for each part of a formula that it uses more than once and that is not tiny."""
     nodes = list(walk(expr, known=names.lets))
     users = Counter(c for n in nodes for c in children(n))
@@ -168,7 +168,7 @@ def print_program(program: Program) -> str:
         lines.append(f"scale  = scale * {program.dot_factor!r}")
 
     def define(name: str, expr: Expr, wrap: str = "") -> None:
-        lines.extend(_lets(expr, names))
+        lines.extend(let_lines(expr, names))
         text = print_expression(expr, names)
         lines.append(f"{name:<6} = {f'{wrap}({text})' if wrap else text}")
 
@@ -217,7 +217,7 @@ def print_plan(plan: StreamingPlan) -> str:
                     part(item)
     lines.append("  finally")
     for a in plan.accumulators:
-        lines += [f"    {line}" for line in _lets(a.coefficient, names)]
+        lines += [f"    {line}" for line in let_lines(a.coefficient, names)]
     terms = [
         a.name
         if a.coefficient is Const(1.0)
@@ -226,9 +226,9 @@ def print_plan(plan: StreamingPlan) -> str:
     ]
     lines.append(f"    value  = {' + '.join(terms) or '0.0'}")
     for name, expr in plan.program.kept:
-        lines += [f"    {line}" for line in _lets(expr, names)]
+        lines += [f"    {line}" for line in let_lines(expr, names)]
         lines.append(f"    keep {declared(name)} = {print_expression(expr, names)}")
-    lines += [f"    {line}" for line in _lets(plan.program.output, names)]
+    lines += [f"    {line}" for line in let_lines(plan.program.output, names)]
     lines.append(f"    output = {print_expression(plan.program.output, names)}")
     lines += [f"  because {reason}" for reason in plan.reasons]
     return print_program(plan.program) + "\n" + "\n".join(lines) + "\n"

@@ -199,8 +199,10 @@ def _element(load: Expr, box: Box) -> tuple[Expr, Expr] | None:
 def _is_coarse(index: Expr) -> bool:
     """Whether tiles often lie within one value of an index."""
     match index:
-        case Index("h") | Call("floordiv", (_, Const())):
+        case Index("h"):
             return True
+        case Call("floordiv", (_, size)):
+            return is_uniform(size)
         case _:
             return is_uniform(index)
 

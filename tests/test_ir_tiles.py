@@ -123,6 +123,20 @@ INEXACT = {
         W,
         0.05,
     ),
+    "blocks listed in a table": (
+        op("ne", Load("t", (op("floordiv", k, 16), op("floordiv", q, 8)), "int"), 0),
+        {},
+        0.06,
+    ),
+    "blocks of two states": (
+        either(
+            op("eq", Load("t", (op("floordiv", k, 16),), "int"), 5),
+            both(op("eq", Load("t", (op("floordiv", k, 16),), "int"), 9), causal),
+        ),
+        {},
+        0.01,
+    ),
+    "blocks of a table of truths": (Load("t", (op("floordiv", k, 16), h), "bool"), {}, 0.25),
     "window halving with the distance": (
         op("le", op("mod", k, 4), op("shr", w, op("bit_length", op("abs", distance)))),
         W,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attncompiler.ir.expr import Expr, Index, Param, Size
+from attncompiler.ir.expr import Expr, Index, Load, Param, Size, walk
 from attncompiler.ir.interpreter import evaluate
 from attncompiler.ir.tiles import CORNERS, tile_class
 
@@ -41,8 +41,11 @@ def rates(mask: Expr, params: dict[str, float | int | bool] | None = None) -> Ra
         dtype = torch.float64 if kind == "float" else None
         leaves[Param(name, kind)] = torch.tensor(value, dtype=dtype)
 
-    def load(_name: str, indices: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return TABLE[indices[0] % len(TABLE)]
+    kinds = {n.tensor: n.kind for n in walk(mask) if isinstance(n, Load)}
+
+    def load(name: str, indices: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        found = TABLE[indices[0] % len(TABLE)]
+        return found != 0 if kinds[name] == "bool" else found
 
     allowed = evaluate(mask, leaves, load).expand(HEADS, QUERIES, KEYS)
     found = tile_class(mask)

@@ -44,22 +44,25 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix $(MODULES)
 	$(BIN)/ruff format $(MODULES)
 
-test: setup compiler  ## the tests, without the slow ones and those for a GPU
+test: setup compiler $(ENCODER)  ## the tests, without the slow ones and those for a GPU
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
 
-test-slow: setup compiler  ## the slow tests
+test-slow: setup compiler $(ENCODER)  ## the slow tests
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu" $(ARGS)
 
 test-gpu: setup compiler  ## the tests for a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-coverage: setup compiler  ## the tests again, with a line-by-line report in htmlcov/
+coverage: setup compiler $(ENCODER)  ## the tests again, with a line-by-line report in htmlcov/
 	$(BIN)/coverage run -m pytest -m "not slow and not gpu" $(ARGS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage html -q && $(BIN)/coverage report --skip-covered
 
 demo: setup compiler $(ENCODER)  ## build three variants and run them on a real encoder's queries, keys and values
 	$(BIN)/python -m attncompiler.demo examples/gemma2_local.py examples/alibi.py examples/sigmoid.py
+
+example-encoder: setup compiler $(ENCODER)  ## a pretrained sentence encoder with a generated operator, against eager and SDPA
+	$(BIN)/python examples/models/encoder.py $(ARGS)
 
 bench: setup compiler  ## measure against PyTorch; ARGS="--quick" for a short run
 	$(BIN)/python -m attncompiler.benchmark $(ARGS)

@@ -1,0 +1,1 @@
+"""One module a host library: how a variant runs inside it."""

@@ -126,7 +126,7 @@ class Run:
                 now = old * self.value_of(update.factor, leaves)
                 if update.op != "sum":
                     now = torch.where(old == identity, old, now)
-            block.stats[update.name] = new = _reduce(update.op, now, terms)
+            block.stats[update.name] = new = reduce_rows(update.op, now, terms)
             moved |= {OldStat(update.name): old, Stat(update.name): new}
         for weight in sweep.weights:
             terms = torch.where(allowed, self.value_of(weight.body, leaves), 0.0)
@@ -155,7 +155,7 @@ class Run:
         for r in finish.reductions:
             body = torch.broadcast_to(self.value_of(r.body, inner), (rows, features))
             start = torch.full((rows, 1), IDENTITY[r.op], dtype=self.dtype)
-            inner[Stat(r.name)] = _reduce(r.op, start, body)
+            inner[Stat(r.name)] = reduce_rows(r.op, start, body)
         return torch.broadcast_to(self.value_of(finish.output, inner), (rows, features)), kept
 
     def _load(self, name: str, indices: tuple[Tensor, ...]) -> Tensor:
@@ -167,7 +167,7 @@ class Run:
         return element.to(self.dtype) if element.is_floating_point() else element
 
 
-def _reduce(op: ReduceOp, start: Tensor, terms: Tensor) -> Tensor:
+def reduce_rows(op: ReduceOp, start: Tensor, terms: Tensor) -> Tensor:
     """``start`` [R, 1] combined with terms [R, T] along their last axis, T > 0."""
     import torch
 

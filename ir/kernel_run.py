@@ -7,12 +7,13 @@ classification, and every value is computed in the loop that the kernel names. `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attncompiler.ir.expr import Index, Param, Size, SizeName
 from attncompiler.ir.kernel import Kernel, extent, stride
 from attncompiler.ir.kernel_block import Block, Leaves, Run
+from attncompiler.ir.program import ParamDecl
 from attncompiler.ir.tiles import CORNERS
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Number = float | int | bool
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def flat_storage(tensor: Tensor) -> Tensor:
     """The storage a tensor's strides reach, from its first element; one zero for an empty tensor."""
     if tensor.numel() == 0:
         return tensor.new_zeros(1)
@@ -30,8 +31,8 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((span,), (1,))
 
 
-def _arguments(
-    kernel: Kernel,
+def scalar_arguments(
+    declared: Sequence[ParamDecl],
     query: Tensor,
     value: Tensor,
     q_start: int,
@@ -47,7 +48,7 @@ def _arguments(
     leaves: Leaves = {Size(s): torch.tensor(x) for s, x in sizes.items()}
     leaves[Param("q_start", "int")] = torch.tensor(q_start)
     kinds = {"float": dtype, "int": torch.int64, "bool": torch.bool}
-    for p in kernel.params:
+    for p in declared:
         leaves[Param(p.name, p.kind)] = torch.tensor(params[p.name], dtype=kinds[p.kind])
     for name, t in captured.items():
         for axis in range(t.ndim):
@@ -82,39 +83,52 @@ def run_kernel(
 
     real = dtype or torch.float64
     query, key, value = query.to(real), key.to(real), value.to(real)
-    (b, h, m, _), (_, g, _, dv) = query.shape, value.shape
+    (b, h, m, _), dv = query.shape, value.shape[-1]
     captured = {t.name: (tensors or {})[t.name] for t in kernel.tensors}
-    storage = {name: _flat(t) for name, t in captured.items()}
+    storage = {name: flat_storage(t) for name, t in captured.items()}
     run = Run(kernel, scale * kernel.plan.program.dot_factor, storage, real, tile)
-    uniform = _arguments(kernel, query, value, q_start, params or {}, captured, real)
+    uniform = scalar_arguments(kernel.params, query, value, q_start, params or {}, captured, real)
     out = query.new_empty(b, h, m, dv)
     kept = {name: query.new_empty(b, h, m) for name, _ in kernel.finish.kept}
-    group = h // g
-    heads = [range(i * group, (i + 1) * group) for i in range(g)]
-    if not kernel.packs_heads:
-        heads = [range(i, i + 1) for i in range(h)]
-    for i_b in range(b):
-        for together in heads:
-            i_g = together[0] // group
-            rows = torch.cartesian_prod(torch.tensor(together), torch.arange(m)).view(-1, 2)
-            for start in range(0, len(rows), block):
-                i_h, i_m = rows[start : start + block].unbind(1)
-                i_q = i_m + q_start
-                fixed = uniform | {Index("b"): torch.tensor(i_b), Index("g"): torch.tensor(i_g)}
-                ends = {"h": i_h, "q": i_q}
-                corners = fixed | {CORNERS[a][0]: x.min() for a, x in ends.items()}
-                corners |= {CORNERS[a][1]: x.max() for a, x in ends.items()}
-                leaves = fixed | {Index("h"): i_h[:, None], Index("q"): i_q[:, None]}
-                state = Block(
-                    query[i_b, i_h, i_m],
-                    key[i_b, i_g],
-                    value[i_b, i_g],
-                    leaves,
-                    corners,
-                    torch.zeros(len(i_h), 1, dtype=torch.bool),
-                )
-                run.block(state)
-                out[i_b, i_h, i_m], stats = run.finish(state)
-                for name, stat in stats.items():
-                    kept[name][i_b, i_h, i_m] = stat
+    for i_b, i_g, i_h, i_m, leaves, corners in row_blocks(
+        query, value, q_start, kernel.packs_heads, block
+    ):
+        state = Block(
+            query[i_b, i_h, i_m],
+            key[i_b, i_g],
+            value[i_b, i_g],
+            uniform | leaves,
+            uniform | corners,
+            torch.zeros(len(i_h), 1, dtype=torch.bool),
+        )
+        run.block(state)
+        out[i_b, i_h, i_m], stats = run.finish(state)
+        for name, stat in stats.items():
+            kept[name][i_b, i_h, i_m] = stat
     return out, kept
+
+
+def row_blocks(
+    query: Tensor, value: Tensor, q_start: int, packs_heads: bool, block: int
+) -> Iterator[tuple[int, int, Tensor, Tensor, Leaves, Leaves]]:
+    """Blocks of rows: batch, key/value head, heads and queries of the rows, their indices, the corners of their box."""
+    import torch
+
+    (batches, heads, queries, _), groups = query.shape, value.shape[1]
+    group = heads // max(groups, 1)
+    together = group if packs_heads else 1
+    for i_b in range(batches):
+        for first in range(0, heads, max(together, 1)):
+            i_g = first // group
+            pairs = torch.cartesian_prod(
+                torch.arange(first, first + together), torch.arange(queries)
+            ).view(-1, 2)
+            for start in range(0, len(pairs), block):
+                i_h, i_m = pairs[start : start + block].unbind(1)
+                i_q = i_m + q_start
+                fixed: Leaves = {Index("b"): torch.tensor(i_b), Index("g"): torch.tensor(i_g)}
+                corners = dict(fixed)
+                for axis, x in (("h", i_h), ("q", i_q)):
+                    corners |= {CORNERS[axis][0]: x.min(), CORNERS[axis][1]: x.max()}
+                leaves = fixed | {Index("h"): i_h[:, None], Index("q"): i_q[:, None]}
+                yield i_b, i_g, i_h, i_m, leaves, corners

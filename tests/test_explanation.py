@@ -25,7 +25,8 @@ def story(variant: Variant) -> dict[str, str]:
         title, _, body = chapter.partition("\n")
         found[title.split()[-1]] = body
     assert list(found) == [
-        "wrote", "means", "rewritten", "keys", "merge", "visited", "loops", "argument",
+        "wrote", "means", "rewritten", "keys", "merge", "visited", "loops",
+        "computed", "argument",
     ]  # fmt: skip
     return found
 

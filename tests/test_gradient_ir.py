@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,12 @@ import torch
 import attncompiler.oracle
 from attncompiler.cases import Case
 from attncompiler.check import Checker
-from attncompiler.ir.gradient_run import run_gradient
+from attncompiler.ir.backward_run import run_backward
+from attncompiler.ir.dense import run_program
+from attncompiler.ir.expr import Stat, Value
+from attncompiler.ir.gradient_run import Gradients, run_gradient
 from attncompiler.ir.passes.differentiate import differentiate
+from attncompiler.ir.passes.lower_gradient import lower_gradient
 from attncompiler.preparation import run_prepare
 from attncompiler.variant import Variant
 from attncompiler.variant_file import load_variant
@@ -69,13 +74,47 @@ def assert_gradients(variant: Variant, case: Case) -> None:
         params=params,
         tensors={n: x.detach() for n, x in given.items()},
     )
-    for name, mine, theirs in zip(
-        ["q", "k", "v", *names],
-        [*found[:3], *(found.tensors[n] for n in names)],
-        expected,
-        strict=True,
-    ):
-        wanted = torch.zeros_like(mine) if theirs is None else theirs
-        torch.testing.assert_close(
-            mine, wanted, rtol=1e-9, atol=1e-10, msg=lambda m: f"{name}: {m}"
+    _same(found, expected, names)
+    # The loops, from what a forward saves.
+    values, stats = _saved(gradient, leaves, case.q_start, scale, params, given)
+    backward = lower_gradient(gradient, frozenset(names))
+    again = run_backward(
+        backward,
+        *(x.detach() for x in leaves[:3]),
+        out_grad,
+        value=values,
+        saved=stats,
+        kept_grads=kept_grads,
+        q_start=case.q_start,
+        scale=leaves[0].shape[-1] ** -0.5 if scale is None else scale,
+        params=params,
+        tensors={n: x.detach() for n, x in given.items()},
+        block=5,
+        tile=4,
+    )
+    _same(again, expected, names)
+
+
+def _same(found: Gradients, expected: tuple[torch.Tensor | None, ...], names: list[str]) -> None:
+    for name, exact in zip(["q", "k", "v", *names], expected, strict=True):
+        mine = getattr(found, name) if name in ("q", "k", "v") else found.tensors.get(name)
+        if mine is None or exact is None:
+            assert mine is None or not mine.any(), name
+            assert exact is None or not exact.any(), name
+        else:
+            torch.testing.assert_close(mine, exact, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def _saved(gradient, leaves, q_start, scale, params, given):
+    """The output row before the epilogue and the statistics of the forward program."""
+    program = gradient.program
+    bare = replace(
+        program,
+        kept=tuple((r.name, Stat(r.name)) for r in program.reductions),
+        output_reductions=(),
+        output=Value(),
+    )
+    with torch.no_grad():
+        return run_program(
+            bare, *leaves[:3], q_start=q_start, scale=scale, params=params, tensors=given
         )

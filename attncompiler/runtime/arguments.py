@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attncompiler import errors
 from attncompiler.declarations import checked_value
+from attncompiler.ir.ops import Kind
 from attncompiler.variant import Variant
 
 
@@ -28,7 +30,7 @@ def split_arguments(
         if key in variant._tensors:
             found[key] = value
         elif key in variant._parameters:
-            values[key] = checked_value(name, key, variant._parameters[key], value, None)
+            values[key] = number(name, key, variant._parameters[key], value)
         else:
             known = [*variant._tensors, *variant._parameters]
             raise errors.UnknownArgumentError(
@@ -37,3 +39,20 @@ def split_arguments(
                 known=errors.nearest(key, known) or "only q, k, v, q_start, scale and return_stats",
             )
     return values, found
+
+
+def number(variant: str, name: str, kind: Kind, value: Any) -> Any:
+    """The value as a scalar of the kind; a tracer's symbolic number stays symbolic. Raises ParameterTypeError."""
+    if kind == "float" and isinstance(value, (float, torch.SymFloat)):
+        return value
+    if kind == "float" and isinstance(value, torch.SymInt):
+        return torch.sym_float(value)  # type: ignore[no-untyped-call]
+    if kind == "int" and isinstance(value, torch.SymInt):
+        return value
+    # Dynamo shows symbolic numbers as ordinary ones that only arithmetic may look at.
+    if torch.compiler.is_compiling() and isinstance(value, int) and not isinstance(value, bool):
+        if kind == "int":
+            return value
+        if kind == "float":
+            return float(value)
+    return checked_value(variant, name, kind, value, None)

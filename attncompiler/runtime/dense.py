@@ -12,6 +12,8 @@ from torch import Tensor
 
 import attncompiler.oracle
 from attncompiler.runtime.arguments import split_arguments
+from attncompiler.runtime.module import AttentionModule
+from attncompiler.user_code import shows_call
 from attncompiler.variant import Variant
 
 
@@ -25,6 +27,7 @@ class DenseOperator:
     def __repr__(self) -> str:
         return f"<attncompiler dense operator {self.name}>"
 
+    @shows_call
     def __call__(
         self,
         q: Tensor,
@@ -43,3 +46,7 @@ class DenseOperator:
         )
         out = result.out.to(q.dtype)
         return (out, result.stats) if return_stats else out
+
+    def module(self, **initial: Any) -> AttentionModule:
+        """See ``Operator``."""
+        return AttentionModule(self, initial)

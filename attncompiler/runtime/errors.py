@@ -101,3 +101,10 @@ class DoubleBackwardError(AttnCompilerError):
         'compile the variant with backend="dense" where second derivatives are needed, or call backward without '
         "create_graph=True"
     )
+
+
+class ModuleNameError(AttnCompilerError):
+    """A tensor that a module cannot hold under its name."""
+
+    message = "a module cannot hold the tensor {name!r} of {variant}: torch.nn.Module has an attribute of that name"
+    advice = "pass it at the call instead, or rename it in the variant"

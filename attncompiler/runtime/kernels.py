@@ -16,7 +16,6 @@ import torch
 from attncompiler.backends.cpp import Specialization, render
 from attncompiler.ir.expr import Value
 from attncompiler.ir.gradient import Gradient
-from attncompiler.ir.passes.differentiate import differentiate
 from attncompiler.runtime.cache import content_key, entry
 from attncompiler.runtime.library import Library, Signature
 from attncompiler.runtime.toolchain import find_toolchain
@@ -63,7 +62,7 @@ class Kernels:
             if self._gradient is None:
                 # A thread of its own: the caller may be a tracer, in whose modes torch computes nothing.
                 with ThreadPoolExecutor(1) as thread:
-                    self._gradient = thread.submit(differentiate, self.compilation.plan).result()
+                    self._gradient = thread.submit(lambda: self.compilation.gradient).result()
             return self._gradient
 
     @property

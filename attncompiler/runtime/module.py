@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from attncompiler import errors
 from attncompiler.runtime.arguments import split_arguments
 from attncompiler.runtime.call_checks import check_tensor
+from attncompiler.runtime.errors import ModuleNameError
 from attncompiler.user_code import shows_call
 
 if TYPE_CHECKING:
+    from attncompiler.runtime.dense import DenseOperator
     from attncompiler.runtime.operator import Operator
 
 
@@ -23,7 +25,7 @@ class AttentionModule(nn.Module):
     """
 
     @shows_call
-    def __init__(self, operator: Operator, initial: Mapping[str, Any]) -> None:
+    def __init__(self, operator: Operator | DenseOperator, initial: Mapping[str, Any]) -> None:
         super().__init__()
         self.operator = operator
         params, tensors = split_arguments(operator.variant, initial)
@@ -31,20 +33,15 @@ class AttentionModule(nn.Module):
         for name, value in tensors.items():
             declared = operator.variant._tensors[name]
             check_tensor(declared.declaration(name), value)
-            for axis, found in zip(declared.axes, value.shape, strict=True):
-                if isinstance(axis, int) and found != axis:
-                    raise errors.ShapeError(
-                        name=name,
-                        detail=f"it has shape {list(value.shape)}, declared with the axes "
-                        f"({', '.join(map(str, declared.axes))})",
-                        fix=f"the axis declared as {axis} has that extent",
-                    )
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
-            elif isinstance(value, nn.Buffer) or not value.is_floating_point():
-                self.register_buffer(name, value)
+            _check_extents(name, declared.axes, value)
+            if hasattr(self, name):
+                raise ModuleNameError(name=name, variant=operator.name)
+            if isinstance(value, (nn.Parameter, nn.Buffer)):
+                setattr(self, name, value)
+            elif value.is_floating_point():
+                setattr(self, name, nn.Parameter(value.detach().clone()))
             else:
-                self.register_parameter(name, nn.Parameter(value.detach().clone()))
+                self.register_buffer(name, value)
         self._held = tuple(tensors)
 
     @shows_call
@@ -58,3 +55,14 @@ class AttentionModule(nn.Module):
         held = [f"{n}={list(getattr(self, n).shape)}" for n in self._held]
         numbers = [f"{n}={value}" for n, value in self._numbers.items()]
         return ", ".join([self.operator.name, *numbers, *held])
+
+
+def _check_extents(name: str, axes: Sequence[str | int], value: Tensor) -> None:
+    """The extents that the declaration itself fixes; those of a call are checked there."""
+    for position, (axis, found) in enumerate(zip(axes, value.shape, strict=True)):
+        if isinstance(axis, int) and found != axis:
+            raise errors.ShapeError(
+                name=name,
+                detail=f"axis {position} has extent {found}, declared as {axis}",
+                fix=f"its axes are ({', '.join(map(str, axes))})",
+            )

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.cpp import Specialization
-from attncompiler.declarations import checked_value
 from attncompiler.preparation import run_prepare, wanted_by
-from attncompiler.runtime.arguments import split_arguments
+from attncompiler.runtime.arguments import number, split_arguments
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     check_inputs,
@@ -91,9 +90,9 @@ class Operator:
     ) -> Any:
         """See the class."""
         if type(q_start) is not int:
-            q_start = checked_value(self.name, "q_start", "int", q_start, None)  # type: ignore[assignment]
+            q_start = number(self.name, "q_start", "int", q_start)
         if scale is not None and type(scale) is not float:
-            scale = checked_value(self.name, "scale", "float", scale, None)
+            scale = number(self.name, "scale", "float", scale)
         numbers: Sequence[float] = self._numbers
         captured: Sequence[Any] = self._captured
         if arguments or self._prepares:

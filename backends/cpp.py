@@ -1,4 +1,4 @@
-"""Prints a Kernel as one self-contained C++17 file: fills ``templates/cpp/forward.cpp.j2``."""
+"""Prints a Kernel or a Backward as one self-contained C++17 file: fills the templates of ``templates/cpp``."""
 
 from __future__ import annotations
 
@@ -9,21 +9,35 @@ from importlib import resources
 
 import jinja2
 
-from attncompiler.backends.cpp_context import Specialization
+from attncompiler.backends.cpp_backward_context import BackwardContext
+from attncompiler.backends.cpp_backward_printer import BackwardPrinter
+from attncompiler.backends.cpp_context import Context, Specialization
 from attncompiler.backends.cpp_printer import CppPrinter
+from attncompiler.ir.backward import Backward
 from attncompiler.ir.kernel import Kernel
 
-__all__ = ["Specialization", "render"]
+__all__ = ["Specialization", "render", "render_backward"]
 
 
 def render(
     kernel: Kernel, spec: Specialization, title: str, definition: str, regenerate: str
 ) -> str:
     """The C++ source of a kernel for one specialization."""
-    environment = _environment()
     context = CppPrinter(kernel, spec).context(title, definition, regenerate)
+    return _filled("forward.cpp.j2", context)
+
+
+def render_backward(
+    backward: Backward, spec: Specialization, title: str, definition: str, regenerate: str
+) -> str:
+    """The C++ source of a backward for one specialization, whose ``tensors`` are those the backward reads."""
+    context = BackwardPrinter(backward, spec).context(title, definition, regenerate)
+    return _filled("backward.cpp.j2", context)
+
+
+def _filled(name: str, context: Context | BackwardContext) -> str:
+    template = _environment().get_template(name)
     fields = {f.name: getattr(context, f.name) for f in dataclasses.fields(context)}
-    template = environment.get_template("forward.cpp.j2")
     draft = template.render(**fields, math="")
     return template.render(**fields, math=_math_for(draft, context.real))
 

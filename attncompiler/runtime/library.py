@@ -1,4 +1,4 @@
-"""Loads a built C++ kernel and calls it: packs a call's pointers, sizes and scalars into its argument block."""
+"""Loads built C++ kernels and calls them: packs a call's pointers, sizes and scalars into their argument blocks."""
 
 from __future__ import annotations
 
@@ -114,3 +114,96 @@ class Library:
                 0 if value is None else value.data_ptr(),
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardSignature:
+    """What the argument block of a backward holds after the fixed fields, in order.
+
+    ``params`` and ``ranks`` as in ``Signature``, for what the backward reads; ``saved`` and ``kept`` the number of
+    statistics of the forward and of gradients of kept statistics; ``grads`` the number of axes of each captured tensor
+    that receives a gradient, and whether its extents are passed with it because the kernel does not read it.
+    """
+
+    params: tuple[Kind, ...]
+    ranks: tuple[int, ...]
+    saved: int
+    kept: int
+    grads: tuple[tuple[int, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientBuffer:
+    """Where the gradient of a captured tensor is added up: copies, one behind the other, of the tensor's shape.
+
+    ``copies`` are the distances, in elements, between the copies of tasks for neighbouring batches, groups and parts.
+    """
+
+    buffer: torch.Tensor
+    copies: tuple[int, int, int]
+    steps: tuple[int, ...]
+    extents: tuple[int, ...]
+
+
+class BackwardLibrary:
+    """A loaded backward."""
+
+    def __init__(self, path: Path, signature: BackwardSignature) -> None:
+        self._signature = signature
+        self._attention = ctypes.CDLL(str(path)).attention_backward
+        self._attention.argtypes = [ctypes.c_char_p]
+        self._attention.restype = None
+        params = "".join(_CODES[kind] for kind in signature.params)
+        tensors = "".join("q" * (1 + 2 * rank) for rank in signature.ranks)
+        grads = "".join("q" * (4 + rank * (2 if own else 1)) for rank, own in signature.grads)
+        pointers = signature.saved + signature.kept
+        self._block = struct.Struct(f"=8q5q18q2q3qd{params}{tensors}{pointers}q{grads}")
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        *,
+        value: torch.Tensor | None,
+        dq: torch.Tensor | None,
+        dk: torch.Tensor | None,
+        dv: torch.Tensor | None,
+        q_start: int,
+        parts: int,
+        serial: tuple[bool, bool],
+        scale: float,
+        params: Sequence[float],
+        tensors: Sequence[torch.Tensor],
+        saved: Sequence[torch.Tensor],
+        kept_grads: Sequence[torch.Tensor | None],
+        grads: Sequence[GradientBuffer],
+    ) -> None:
+        """Fill ``dq`` and add to the zeroed ``dk``, ``dv`` and ``grads``. All checks have been made by the caller.
+
+        Shapes and types are those of ``struct Arguments`` in ``templates/cpp/backward.cpp.j2``; ``serial`` says whether
+        one task takes all batches, and all groups.
+        """
+        batch, heads, queries, _ = q.shape
+        _, groups, keys, _ = k.shape
+        outer = [x if x is None else x.stride()[:3] for x in (q, k, v, g, value, dq)]
+        fields: list[float] = [
+            0 if x is None else x.data_ptr() for x in (q, k, v, g, value, dq, dk, dv)
+        ]
+        fields += (batch, heads, groups, queries, keys)
+        for strides in outer:
+            fields += (0, 0, 0) if strides is None else strides
+        fields += (q_start, torch.get_num_threads(), parts, *serial, scale)
+        fields += params
+        for tensor in tensors:
+            fields.append(tensor.data_ptr())
+            for stride, extent in zip(tensor.stride(), tensor.shape, strict=True):
+                fields += (stride, extent)
+        fields += (x.data_ptr() for x in saved)
+        fields += (0 if x is None else x.data_ptr() for x in kept_grads)
+        for (_, own), grad in zip(self._signature.grads, grads, strict=True):
+            fields += (grad.buffer.data_ptr(), *grad.copies)
+            for step, extent in zip(grad.steps, grad.extents, strict=True):
+                fields += (step, extent) if own else (step,)
+        self._attention(self._block.pack(*fields))

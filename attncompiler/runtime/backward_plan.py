@@ -1,0 +1,270 @@
+"""Turns the inputs of a backward into gradients: decides how work and buffers are shared out, launches, adds up.
+
+Threads never add to the same place. A task takes a range of batches, a range of key/value heads and one part of the
+rows of each of these problems. Gradients of keys and values have a copy for every part. The gradient of a captured
+tensor needs a copy for every task that may add to the same element: none along an axis that all its reads index by the
+batch, the head or the query itself. Where copies would take much memory, one task takes that whole range instead.
+Everything is added in an order that depends on shapes and on the number of threads, never on their timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from attncompiler.backends.cpp_backward_printer import value_source
+from attncompiler.ir.backward import Backward
+from attncompiler.ir.expr import Index
+from attncompiler.ir.passes.lower import ROW
+from attncompiler.runtime.library import BackwardLibrary, BackwardSignature, GradientBuffer
+
+# Copies of a tensor's gradient may take this many bytes, or twice the gradient's own size if that is more.
+COPIES_LIMIT = 16 * 2**20
+# Rows that a block of the kernel holds, with the widest lanes of float32.
+BLOCK_ROWS = 64
+LINE_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Separation:
+    """Along which ranges of tasks the gradient of a tensor is separate: no two tasks add to one element.
+
+    ``rows_of_head`` says so of the rows of one head, ``rows`` of all rows of a group of heads.
+    """
+
+    batches: bool
+    groups: bool
+    rows_of_head: bool
+    rows: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How a backward is cut into tasks; see the module's text."""
+
+    parts: int
+    serial_b: bool
+    serial_g: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """What a backward gives; None or missing where it was not wanted."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    tensors: dict[str, Tensor]
+
+
+def signature_of(backward: Backward) -> BackwardSignature:
+    """The argument block of a backward's kernel."""
+    read = {t.name for t in backward.tensors}
+    return BackwardSignature(
+        params=tuple(p.kind for p in backward.params),
+        ranks=tuple(len(t.axes) for t in backward.tensors),
+        saved=len(backward.gradient.saved),
+        kept=len(backward.gradient.kept),
+        grads=tuple((len(t.axes), t.name not in read) for t in backward.grads),
+    )
+
+
+def run_backward(
+    backward: Backward,
+    library: BackwardLibrary,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out_grad: Tensor,
+    *,
+    value: Tensor | None,
+    saved: Mapping[str, Tensor],
+    kept_grads: Mapping[str, Tensor | None],
+    tensors: Mapping[str, Tensor],
+    params: Mapping[str, float],
+    q_start: int,
+    scale: float,
+    wants: tuple[bool, bool, bool] = (True, True, True),
+) -> Gradients:
+    """The gradients of q, k and v (as ``wants`` says) and of every tensor in ``backward.grads``, in their own dtypes.
+
+    ``q``, ``k``, ``v`` and ``tensors`` (by name) as the forward took them; ``out_grad`` [B, H, M, Dv] in the dtype of q
+    with any strides; ``saved`` and ``kept_grads`` by name, [B, H, M] in the kernel's real type (float32, or float64),
+    where a kept statistic without a gradient is None or missing. ``value`` is the forward's output where
+    ``value_source(backward)`` is "out", its buffer of the output row where that is "real", else not read. ``scale``
+    includes the program's ``dot_factor``. All checks have been made by the caller.
+    """
+    batch, heads, queries, head_dim = q.shape
+    groups, keys, value_dim = k.shape[1], k.shape[2], v.shape[3]
+    real = torch.float64 if q.dtype == torch.float64 else torch.float32
+    extents = {t.name: tuple(tensors[t.name].shape) for t in backward.grads}
+    separations = {t.name: separation(backward, t.name) for t in backward.grads}
+    sharing = share_out(
+        (batch, heads, groups, queries),
+        [(separations[n], prod(extents[n]) * real.itemsize) for n in extents],
+        torch.get_num_threads(),
+    )
+    dq = torch.empty_like(q) if wants[0] else None
+    dk, dv = (
+        _zeros(sharing.parts, batch, groups, keys, dim, real=real) if wanted else None
+        for wanted, dim in ((wants[1], head_dim), (wants[2], value_dim))
+    )
+    buffers = {
+        n: _buffer(extents[n], copies(separations[n], sharing, batch, heads, groups), real)
+        for n in extents
+    }
+    library(
+        q,
+        k,
+        v,
+        _contiguous_rows(out_grad),
+        value=value if value_source(backward) else None,
+        dq=dq,
+        dk=dk,
+        dv=dv,
+        q_start=q_start,
+        parts=sharing.parts,
+        serial=(sharing.serial_b, sharing.serial_g),
+        scale=scale,
+        params=[params[p.name] for p in backward.params],
+        tensors=[_readable(tensors[t.name]) for t in backward.tensors],
+        saved=[saved[name].contiguous() for name in backward.gradient.saved],
+        kept_grads=[_contiguous(kept_grads.get(name)) for name, _ in backward.gradient.kept],
+        grads=[buffers[t.name] for t in backward.grads],
+    )
+    return Gradients(
+        q=dq,
+        k=None if dk is None else _summed(dk)[..., :head_dim].to(k.dtype).contiguous(),
+        v=None if dv is None else _summed(dv)[..., :value_dim].to(v.dtype).contiguous(),
+        tensors={
+            n: _summed(b.buffer)[: prod(extents[n])].view(extents[n]).to(tensors[n].dtype)
+            for n, b in buffers.items()
+        },
+    )
+
+
+# -- who may add where ---------------------------------------------------------------------------------------------
+
+
+def separation(backward: Backward, tensor: str) -> Separation:
+    """What the indices of all reads of a tensor that pass on a gradient say about its elements."""
+    declared = {t.name: t.axes for t in backward.grads}[tensor]
+    found = [t.indices for t in backward.gradient.tensors if t.tensor == tensor]
+
+    def separated(*wanted: tuple[str, object]) -> bool:
+        """Whether one axis, declared so, is indexed by the position itself in all reads."""
+        return any(
+            declared[axis] == name and all(indices[axis] is index for indices in found)
+            for name, index in wanted
+            for axis in range(len(declared))
+        )
+
+    by_head = separated(("h", Index("h")))
+    by_query = separated(("q", ROW))
+    return Separation(
+        batches=separated(("b", Index("b"))),
+        groups=by_head or separated(("g", Index("g"))),
+        rows_of_head=by_query,
+        rows=by_query and by_head,
+    )
+
+
+def copies(
+    separate: Separation, sharing: Sharing, batch: int, heads: int, groups: int
+) -> tuple[int, int, int]:
+    """Copies of a tensor's gradient for batches, groups and parts of rows."""
+    apart = separate.rows or (separate.rows_of_head and heads == groups)
+    return (
+        1 if separate.batches or sharing.serial_b else batch,
+        1 if separate.groups or sharing.serial_g else groups,
+        1 if apart else sharing.parts,
+    )
+
+
+def share_out(
+    sizes: tuple[int, int, int, int], gradients: Sequence[tuple[Separation, int]], threads: int
+) -> Sharing:
+    """The first way to cut the work that keeps all threads busy and the copies of gradients small.
+
+    ``sizes`` are B, H, G, M; ``gradients`` say for each tensor how it is separated and how many bytes its gradient
+    takes. Without such a way, the one that keeps the most threads busy.
+    """
+    batch, heads, groups, queries = sizes
+    if threads == 1:
+        return Sharing(1, True, True)
+    blocks = max(1, -(-queries * heads // max(groups, 1) // BLOCK_ROWS))
+    best, most = Sharing(1, True, True), 1
+    for serial_b, serial_g in ((False, False), (True, False), (False, True), (True, True)):
+        problems = (1 if serial_b else batch) * (1 if serial_g else groups)
+        for parts in dict.fromkeys((min(_parts(problems, threads), blocks), 1)):
+            sharing = Sharing(parts, serial_b, serial_g)
+            small = all(
+                (count := prod(copies(separate, sharing, batch, heads, groups))) == 1
+                or (count - 1) * size <= max(COPIES_LIMIT, 2 * size)
+                for separate, size in gradients
+            )
+            busy = min(problems * parts, threads)
+            if small and busy > most:
+                best, most = sharing, busy
+            if small and busy == threads:
+                return sharing
+    return best
+
+
+def _parts(problems: int, threads: int) -> int:
+    """The fewest parts of each problem that share out evenly, or into so many tasks that it does not matter."""
+    for parts in range(1, threads + 1):
+        tasks = max(problems, 1) * parts
+        if tasks >= 4 * threads or tasks % threads == 0:
+            return parts
+    return threads
+
+
+# -- buffers -------------------------------------------------------------------------------------------------------
+
+
+def _zeros(parts: int, *shape: int, real: torch.dtype) -> Tensor:
+    """Copies of a gradient whose last axis is padded to whole cache lines."""
+    line = LINE_BYTES // real.itemsize
+    return torch.zeros((parts, *shape[:-1], -(-shape[-1] // line) * line), dtype=real)
+
+
+def _buffer(
+    extents: tuple[int, ...], counts: tuple[int, int, int], real: torch.dtype
+) -> GradientBuffer:
+    size = prod(extents)
+    room = max(size, 1)  # clamped indices can always write
+    _, groups, parts = counts
+    steps = tuple(prod(extents[axis + 1 :]) if size else 0 for axis in range(len(extents)))
+    apart = (groups * parts * room, parts * room, room)
+    return GradientBuffer(
+        buffer=torch.zeros((prod(counts), room), dtype=real),
+        copies=(
+            apart[0] if counts[0] > 1 else 0,
+            apart[1] if groups > 1 else 0,
+            apart[2] if parts > 1 else 0,
+        ),
+        steps=steps,
+        extents=extents,
+    )
+
+
+def _summed(copied: Tensor) -> Tensor:
+    return copied[0] if copied.shape[0] == 1 else copied.sum(0)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _contiguous_rows(x: Tensor) -> Tensor:
+    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def _readable(x: Tensor) -> Tensor:
+    """A tensor that clamped indices can always read: an empty one becomes a single zero seen at every index."""
+    return x if x.numel() else x.new_zeros(1).as_strided(x.shape, (0,) * x.dim())

@@ -1,8 +1,8 @@
-"""Launches forward kernels: checks a call once for each set of shapes, strides and dtypes, allocates and runs."""
+"""Launches kernels: checks a call once for each set of shapes, strides and dtypes, allocates and runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from attncompiler.backends.cpp import Specialization
+from attncompiler.runtime.backward_plan import Gradients, run_backward
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     LARGEST_POSITION,
@@ -152,6 +153,53 @@ class Launcher:
         layout = library.layout(q, k, v, out, [_readable(x) for x in captured])
         holes = any(x.numel() == 0 for x in captured)
         return Site(library, layout, shape, LARGEST_POSITION - q.shape[2], holes)
+
+
+def launch_backward(
+    kernels: Kernels,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    grad: Tensor,
+    kept_grads: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    *,
+    q_start: int,
+    scale: float,
+    params: Mapping[str, float],
+    saved: Mapping[str, Tensor],
+    value: Tensor,
+    wants: tuple[bool, bool, bool],
+    wanted: frozenset[str],
+) -> Gradients:
+    """The gradients of q, k and v as ``wants`` says, and of the tensors in ``wanted``.
+
+    ``inputs`` are q, k and v; ``grad`` [B, H, M, Dv] and ``kept_grads`` [B, H, M] those of the results; ``saved`` and
+    ``value`` what the forward kept. All errors of ``check_inputs`` and ``check_tensors``.
+    """
+    q, k, v = inputs
+    check_inputs(q, k, v, q_start)
+    declared = kernels.kernel.tensors
+    types = check_tensors(
+        kernels.name, declared, [tensors[t.name] for t in declared], sizes_of(q, v)
+    )
+    names = (t.name for t in declared)
+    dims = ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
+    loops, library = kernels.backward(dict(zip(names, types, strict=True)), dims, wanted)
+    return run_backward(
+        loops,
+        library,
+        q,
+        k,
+        v,
+        grad,
+        value=value,
+        saved=saved,
+        kept_grads=kept_grads,
+        tensors=tensors,
+        params=params,
+        q_start=q_start,
+        scale=scale * kernels.compilation.plan.program.dot_factor,
+        wants=wants,
+    )
 
 
 def sizes_of(q: Tensor, v: Tensor) -> dict[str, int]:

@@ -29,7 +29,7 @@ from attncompiler.runtime.cache import content_key
 from attncompiler.runtime.call_checks import check_inputs, check_tensors
 from attncompiler.runtime.errors import DoubleBackwardError
 from attncompiler.runtime.kernels import Kernels, real_of
-from attncompiler.runtime.launch import Launcher, sizes_of
+from attncompiler.runtime.launch import Launcher, launch_backward, sizes_of
 
 _NAMESPACE = "attncompiler"
 _LIBRARY: Any = cast(Any, torch.library.Library)(_NAMESPACE, "FRAGMENT")
@@ -223,23 +223,28 @@ class _Program:
     def backward(
         self, grad: Tensor, grad_kept: Tensor | None, *arguments: Any
     ) -> tuple[Tensor, ...]:
-        from attncompiler.runtime.backward import launch_backward
-
         call, (saved, value, wanted) = self._call(arguments)
-        return launch_backward(
+        kernel = self.kernels.kernel
+        captured = dict(zip((t.name for t in kernel.tensors), call.captured, strict=True))
+        floats = [kernel.tensors[i].name for i in self.floats]
+        found = launch_backward(
             self.kernels,
+            (call.q, call.k, call.v),
             grad,
-            grad_kept,
-            call.q,
-            call.k,
-            call.v,
-            call.captured,
+            {} if grad_kept is None else dict(zip(self.kernels.kept, grad_kept, strict=True)),
+            captured,
             q_start=call.q_start,
             scale=call.scale,
-            numbers=call.numbers,
-            saved=saved,
+            params=dict(zip((p.name for p in kernel.params), call.numbers, strict=True)),
+            saved=dict(zip(self.kernels.saved, saved, strict=True)),
             value=value,
-            wanted=tuple(wanted),
+            wants=(wanted[0], wanted[1], wanted[2]),
+            wanted=frozenset(n for n, w in zip(floats, wanted[3:], strict=True) if w),
+        )
+        result = (found.q, found.k, found.v, *(found.tensors.get(n) for n in floats))
+        inputs = (call.q, call.k, call.v, *(captured[n] for n in floats))
+        return tuple(
+            y.new_empty(0) if x is None else x for x, y in zip(result, inputs, strict=True)
         )
 
     def fake_backward(
@@ -247,7 +252,7 @@ class _Program:
     ) -> tuple[Tensor, ...]:
         call, (_, _, wanted) = self._call(arguments)
         inputs = (call.q, call.k, call.v, *(call.captured[i] for i in self.floats))
+        dense = (torch.empty_like(call.q), *(x.new_empty(x.shape) for x in inputs[1:]))
         return tuple(
-            x.new_empty(x.shape if needed else (0,))
-            for x, needed in zip(inputs, wanted, strict=True)
+            x if needed else x.new_empty(0) for x, needed in zip(dense, wanted, strict=True)
         )

@@ -182,11 +182,13 @@ def _lower_stage(
     last: bool,
 ) -> BackwardPass:
     program = gradient.program
+    declared = {t.name: t for t in program.tensors}
     values = _StageValues(uniform, packs, frozenset(r.name for r in stage.reductions), number)
     nonpositive: set[Expr] = set()
 
-    def element(expr: Expr) -> Expr:
-        lowered = flat(expr)
+    def element(expr: Expr, *, exact: bool = False) -> Expr:
+        """The element's formula; an exact one is computed as conditions compute it."""
+        lowered = flatten_loads(expr, declared) if exact else flat(expr)
         for node in walk(lowered):
             if never_positive(node, program.reductions):
                 nonpositive.add(values.place(node))
@@ -200,7 +202,11 @@ def _lower_stage(
 
     score = values.place(flat(program.score))
     mask = None if program.mask is Const(True) else values.place(flat(program.mask))
-    sums = tuple(StatUpdate(r.name, r.op, element(r.body), None) for r in stage.reductions)
+    # Which keys attain a maximum is asked by comparing with it.
+    sums = tuple(
+        StatUpdate(r.name, r.op, element(r.body, exact=r.op != "sum"), None)
+        for r in stage.reductions
+    )
     weight = element(gradient.weight) if last else None
     dot_grad = element(gradient.dot_grad) if last else None
     key_grads, pair_grads = scatters("key"), scatters("pair")

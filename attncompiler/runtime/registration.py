@@ -192,11 +192,11 @@ class _Program:
             call.q, call.k, call.v, *call.captured, saved, out if reads_out else value
         )
         ctx.numbers = (call.q_start, call.scale, *call.numbers)
-        ctx.stats, ctx.train = stats, train
+        ctx.stats, ctx.train = stats and bool(self.kernels.kept), train
 
     def gradient(self, ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of the forward op's arguments."""
-        grad, grad_kept, _, _ = gradients
+        grad, grad_kept = gradients[0], gradients[1] if ctx.stats else None
         *tensors, saved, value = ctx.saved_tensors
         forward, backward = _registered[self.name].forward, _registered[self.name].backward
         places = [0, 1, 2, *(3 + i for i in self.floats)]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from formula_cases import CASES
 from formulas import PARAMS, Inputs, dense, inputs
 from random_formulas import RandomFormula
 
+from attncompiler.compiler import compile_levels
+from attncompiler.dsl import Tensor, Variant, exp, log, maximum, relu, sigmoid, sign, where
+from attncompiler.frontend import trace
 from attncompiler.ir.backward_run import run_backward
 from attncompiler.ir.expr import Stat, Value
 from attncompiler.ir.gradient import Gradient

@@ -69,14 +69,14 @@ class _Differentiation:
         self.taken |= {name for name, _ in program.kept}
         self.features: list[Reduction] = []
         self.extrema: dict[str, Reduction] = {}
-        self.sums: dict[Expr, Reduction] = {}
+        self.sums: dict[_Key, Reduction] = {}
         self.rows: list[tuple[str, Expr]] = []
         self.last: list[Reduction] = []
         self.tensors: list[TensorGradient] = []
         self.reasons: list[str] = []
         self.said: set[str] = set()
-        self.known: dict[Expr, _Known] = {}
-        self.known_weighted: dict[Expr, _Known] = {}
+        self.known: dict[_Key, _Known] = {}
+        self.known_weighted: dict[_Key, _Known] = {}
         self.delta_body: Expr = ZERO
         self.output_seeds: dict[Expr, Expr] = {}
         self.kept_seeds: dict[Expr, Expr] = {}
@@ -178,10 +178,10 @@ class _Differentiation:
         for r in self.program.reductions:
             term = _single_term(r.body, self.positive)
             if r.op == "sum" and term is not None:
-                self.known[term.body] = _Known(term, Stat(r.name))
+                self.known[_key(term.body)] = _Known(term, Stat(r.name))
         term = _single_term(self.program.weight, self.positive)
         if term is not None:
-            self.known_weighted[term.body] = _Known(term, None)
+            self.known_weighted[_key(term.body)] = _Known(term, None)
         self.delta_body = times(value_grad, Value())
 
     def _row_adjoints(self) -> None:
@@ -286,7 +286,7 @@ class _Differentiation:
         return None
 
     def _known_sum(self, term: Term, weighted: bool) -> Expr | None:
-        known = (self.known_weighted if weighted else self.known).get(term.body)
+        known = (self.known_weighted if weighted else self.known).get(_key(term.body))
         if known is None:
             return None
         # sum of c * b, given sum of d * b: multiply by c / d with what both share cancelled.
@@ -309,9 +309,10 @@ class _Differentiation:
         return times(term.coefficient, self._key_sum("sum", body))
 
     def _key_sum(self, wish: str, body: Expr) -> Expr:
-        if body not in self.sums:
-            self.sums[body] = Reduction(self._fresh(f"{wish}_{len(self.sums)}"), "sum", body)
-        return Stat(self.sums[body].name)
+        key = _key(body)
+        if key not in self.sums:
+            self.sums[key] = Reduction(self._fresh(f"{wish}_{len(self.sums)}"), "sum", body)
+        return Stat(self.sums[key].name)
 
     def _hit(self, r: Reduction) -> Expr:
         """Whether a key attains a maximum or minimum, which is found again so that the values are the same."""
@@ -344,17 +345,19 @@ class _Differentiation:
 
     def _score_gradient(self) -> Expr:
         """Terms of the same body joined: body * (dw * c + d), with c and d values of the row."""
-        weighted: dict[Expr, list[Expr]] = {}
-        plain: dict[Expr, list[Expr]] = {}
+        bodies: dict[_Key, Expr] = {}
+        weighted: dict[_Key, list[Expr]] = {}
+        plain: dict[_Key, list[Expr]] = {}
         for slope, by_weight, adjoint in self._slopes(Score()):
             term = _single_term(slope, self.positive) or Term((), (), slope)
+            key = _key(term.body)
+            bodies.setdefault(key, term.body)
             group = weighted if by_weight else plain
-            group.setdefault(term.body, []).append(times(term.coefficient, adjoint))
+            group.setdefault(key, []).append(times(term.coefficient, adjoint))
         parts = []
-        for body in dict.fromkeys([*weighted, *plain]):
-            factor = [times(c, WeightGrad()) for c in weighted.get(body, [])]
-            factor += plain.get(body, [])
-            parts.append(times(body, _total(factor)))
+        for key, body in bodies.items():
+            factor = [times(c, WeightGrad()) for c in weighted.get(key, [])]
+            parts.append(times(body, _total(factor + plain.get(key, []))))
         return _total(parts) if parts else ZERO
 
     def _tensor(self, load: Load, outer: Expr | None, inner: Expr | None) -> None:
@@ -434,6 +437,26 @@ def _single_term(expr: Expr, positive: frozenset[str]) -> Term | None:
     """The formula as one coefficient times one body, if it has that form without distributing sums."""
     terms = split(expr, distribute=False, positive=positive)
     return terms[0] if len(terms) == 1 else None
+
+
+_Key = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _key(body: Expr) -> _Key:
+    """The factors above and below the line of a product, in no order: equal for products that differ in order only."""
+    above: list[int] = []
+    below: list[int] = []
+    stack = [(body, above, below)]
+    while stack:
+        node, up, down = stack.pop()
+        match node:
+            case Call("mul", (x, y)):
+                stack += [(x, up, down), (y, up, down)]
+            case Call("div", (x, y)):
+                stack += [(x, up, down), (y, down, up)]
+            case _:
+                up.append(id(node))  # nodes are unique while they live
+    return tuple(sorted(above)), tuple(sorted(below))
 
 
 def _loads(found: Mapping[Expr, Expr]) -> Iterator[tuple[Load, Expr]]:

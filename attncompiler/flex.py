@@ -111,7 +111,11 @@ def _operator(
             mask = lists.condition(mask, rec.lifted, (query.shape[0], query.shape[1]), rec)
         return bodies, make("and", mask, bodies.mask)
 
-    bodies, mask = traced(False)
+    try:
+        bodies, mask = traced(False)
+    except errors.ReturnKindError:
+        traced(True)  # raises it again, with the line of the value
+        raise
     # Expressions are interned: the same formulas are the same objects, and name all parameters and tensors there are.
     formulas = bodies.score, mask, max_scores
     operator = _OPERATORS.get(formulas)

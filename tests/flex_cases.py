@@ -48,9 +48,11 @@ def dense(
         score = torch.where(mask_mod(*at), score, -math.inf)
     if allowed is not None:
         score = torch.where(allowed, score, -math.inf)
-    lse = score.logsumexp(-1)
-    weight = torch.where(lse[..., None] == -math.inf, 0.0, (score - lse[..., None]).exp())
-    return Dense(weight @ v, lse, score.amax(-1))
+    empty = (score == -math.inf).all(-1)
+    safe = torch.where(empty[..., None], 0.0, score)  # whose gradient is no nan
+    lse = safe.logsumexp(-1)
+    weight = torch.where(empty[..., None], 0.0, (safe - lse[..., None]).exp())
+    return Dense(weight @ v, torch.where(empty, -math.inf, lse), score.amax(-1))
 
 
 def inputs(

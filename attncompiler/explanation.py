@@ -54,6 +54,9 @@ def _indented(text: str, by: str = "   ") -> str:
 
 def _definition(trace: Trace) -> Iterator[str]:
     cls = type(trace.variant)
+    if trace.definition:
+        yield _indented(trace.definition)
+        return
     try:
         file, (lines, first) = inspect.getsourcefile(cls), inspect.getsourcelines(cls)
     except (OSError, TypeError):  # a class made at a prompt has no file

@@ -92,6 +92,26 @@ def flex_attention(
     )
 
 
+def operator_of(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Callable[..., Any] | None = None,
+    block_mask: BlockMask | None = None,
+    enable_gqa: bool = False,
+    *,
+    return_aux: AuxRequest | None = None,
+    mask_mod: Callable[..., Any] | None = None,
+) -> Operator:
+    """The operator that a call of flex_attention with these arguments uses.
+
+    Its ``explain()`` shows every level of the compilation, its ``source()`` the kernel.
+    """
+    query, key, value = _inputs(query, key, value, enable_gqa, block_mask)
+    max_scores = return_aux is not None and bool(return_aux.max_scores)
+    return _operator(query, key, score_mod, block_mask, mask_mod, max_scores)[0]
+
+
 def _operator(
     query: Tensor,
     key: Tensor,
@@ -129,11 +149,20 @@ def _operator(
     return operator, arguments
 
 
+class _Bodies(Variant):
+    """What an operator made of bodies has for a variant: its numbers and tensors, without the formulas."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an operator of flex_attention cannot be copied or pickled: call it with the same functions"
+        )
+
+
 def _build(program: Program, bodies: Bodies) -> Operator:
     """The operator of a program: a variant whose parameters and tensors are what the bodies captured."""
     words = (re.sub(r"\W", "", name) for name in bodies.names)
     name = "_".join(("flex", *filter(None, words)))[:_LONGEST_NAME]
-    cls: type[Variant] = type(name, (Variant,), {"__doc__": bodies.definition()})
+    cls: type[Variant] = type(name, (_Bodies,), {})
     rec = bodies.recorder
     cls._parameters = {p.name: p.kind for p in program.params}
     cls._tensors = {
@@ -143,7 +172,8 @@ def _build(program: Program, bodies: Bodies) -> Operator:
     variant = cls(**numbers)
     tensors = dict(cls._tensors)
     named = replace(program, name=name)
-    return Operator(compile_levels(Trace(named, numbers, tensors, variant, None, {}, {})))
+    trace = Trace(named, numbers, tensors, variant, None, {}, {}, bodies.definition())
+    return Operator(compile_levels(trace))
 
 
 def _inputs(

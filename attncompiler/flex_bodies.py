@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +99,11 @@ class Bodies:
         return tuple(map(_name_of, self.functions))
 
     def definition(self) -> str:
-        """The source of the functions, as far as Python finds it."""
-        return "\n\n".join(filter(None, map(_source_of, self.functions)))
+        """What the kernel computes, in the user's words: the source of the functions as far as Python finds it."""
+        roles = " and ".join(self.names) or "no functions"
+        return "\n\n".join(
+            [f"flex_attention with {roles}", *filter(None, map(_source_of, self.functions))]
+        )
 
 
 def trace_bodies(
@@ -234,8 +238,7 @@ def _source_of(body: Any) -> str:
     while hasattr(body, "func"):
         body = body.func
     try:
-        return inspect.cleandoc(
-            inspect.getsource(body if hasattr(body, "__code__") else type(body))
-        )
+        source = inspect.getsource(body if hasattr(body, "__code__") else type(body))
     except (OSError, TypeError):  # written in C, or at a prompt
         return ""
+    return textwrap.dedent(source).rstrip()

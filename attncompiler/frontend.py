@@ -28,7 +28,7 @@ class Trace:
     ``params`` holds the values of the parameters of this instance and of the lifted literals, ``tensors`` the
     declarations by name, those only ``prepare`` reads and captured torch tensors included; ``captured`` the captured
     torch tensors themselves. ``slot_locations`` gives the definition of each slot the variant overrides.
-    ``scale`` is None for 1/sqrt(D).
+    ``scale`` is None for 1/sqrt(D). ``definition`` is the source of what was traced where that is no class.
     """
 
     program: Program
@@ -38,6 +38,7 @@ class Trace:
     scale: float | None
     captured: dict[str, Any]
     slot_locations: dict[str, Location]
+    definition: str = ""
 
 
 def trace(variant: Variant) -> Trace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 import attncompiler.flex
 from attncompiler import flex_attention
 from attncompiler.captured_numbers import RunTimeInt, with_marked_numbers
+from attncompiler.flex import operator_of
 from tests import flex_cases
 from tests.flex_cases import CASES, Body, causal, dense, inputs, window_of
 
@@ -191,6 +193,20 @@ def test_numbers_of_closures_are_marked_and_others_kept() -> None:
     assert len({x.origin for x in origins}) == len(origins)
     assert (found[0] - 1).origin == (found[0] - 1).origin != (found[0] + 1).origin
     assert with_marked_numbers(causal) is causal
+
+
+def test_the_operator_of_a_call_can_be_read() -> None:
+    q, k, v = inputs(groups=4)
+    score_mod, _ = flex_cases.alibi_tensor()
+    operator = operator_of(q, k, v, score_mod, mask_mod=causal)
+    for text in (operator.explain(), operator.source(head_dim=16, value_dim=24)):
+        assert "return score + slopes[h] * (kv_idx - q_idx).float()" in text
+        assert "return q_idx >= kv_idx" in text
+    assert operator.name == "flex_alibi_causal"
+    flex_attention(q, k, v, score_mod, mask_mod=causal)
+    assert operator is operator_of(q, k, v, score_mod, mask_mod=causal)
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.deepcopy(operator)
 
 
 # -- porting ---------------------------------------------------------------------------------------------------

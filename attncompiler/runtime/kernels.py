@@ -146,13 +146,18 @@ class Kernels:
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _definition(self) -> str:
-        cls = type(self.compilation.trace.variant)
+        trace = self.compilation.trace
+        if trace.definition:
+            return trace.definition
+        cls = type(trace.variant)
         try:
             return inspect.getsource(cls)
         except (OSError, TypeError):  # a class made at a prompt has no file
             return f"class {cls.__name__} (source not available)"
 
     def _command(self, spec: Specialization) -> str:
+        if self.compilation.trace.definition:
+            return "attncompiler.flex_attention with these functions"
         cls = type(self.compilation.trace.variant)
         options = f"--dtype {spec.dtype} --head-dim {spec.head_dim} --value-dim {spec.value_dim}"
         return f"attncompiler build {_file_of(cls)} --name {cls.__name__} {options}"

@@ -69,13 +69,24 @@ SUITE: tuple[tuple[Variant, tuple[str, ...]], ...] = (
 )
 
 
+# What FlexAttention cannot do on a CPU: forward and backward.
+TRAINING: tuple[tuple[Variant, tuple[str, ...]], ...] = (
+    (Full(), ("sdpa", "dense")),
+    (Causal(), ("sdpa", "dense")),
+    (SoftCap(), ("dense",)),
+    (ALiBi(), ("dense",)),
+    (SlidingWindow(), ("dense",)),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of the table."""
+    """One line of a table; ``training`` says that a call is a forward and a backward pass."""
 
     variant: str
     size: Size
     rows: tuple[Row, ...]
+    training: bool = False
 
 
 def run(
@@ -96,6 +107,17 @@ def run(
                     )
                     rows = compare(variant, inputs_for(variant, size), chosen, rounds=rounds)
                     yield Result(type(variant).__name__, size, tuple(rows))
+
+
+def run_training(head_dims: Sequence[int], *, rounds: int) -> Iterator[Result]:
+    """Measure forward and backward passes at length 2048."""
+    for dtype in ("float32", "bfloat16"):
+        for head_dim in head_dims:
+            size = Size(2048, head_dim, dtype)
+            for variant, peers in TRAINING:
+                inputs = inputs_for(variant, size)
+                rows = compare(variant, inputs, peers, rounds=rounds, training=True)
+                yield Result(type(variant).__name__, size, tuple(rows), training=True)
 
 
 def machine() -> dict[str, object]:
@@ -121,6 +143,7 @@ HEADER = (
     "| variant | dtype | S | D | ours, ms | SDPA | flex | dense | error | dense's error |\n"
     "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
+TRAINING_HEADER = HEADER.replace(" flex |", "").replace("---:|", "", 1)
 
 
 def markdown(result: Result) -> str:
@@ -128,7 +151,8 @@ def markdown(result: Result) -> str:
     rows = {row.name: row for row in result.rows if row.timing is not None}
     ours = rows["attncompiler"]
     assert ours.timing is not None
-    ratios = [f"{rows[p].ratio:.2f}x" if p in rows else "" for p in ("sdpa", "flex", "dense")]
+    peers = ("sdpa", "dense") if result.training else ("sdpa", "flex", "dense")
+    ratios = [f"{rows[p].ratio:.2f}x" if p in rows else "" for p in peers]
     size = result.size
     cells = [
         result.variant,
@@ -152,8 +176,9 @@ def replace_table(readme: Path, table: str) -> None:
     found = machine()
     caption = (
         f'Measured by `make bench ARGS="--readme README.md"` on {found["threads"]} threads of a shared '
-        f"{found['processor']} with {found['instructions']}, torch {found['torch']}: the peer's median time over ours, "
-        "forward, and the largest error against float64 beside that of dense PyTorch in the same type."
+        f"{found['processor']} with {found['instructions']}, torch {found['torch']}: the peer's median time over ours "
+        "and the largest error against float64 beside that of dense PyTorch in the same type, first of forward passes, "
+        "then of forward and backward passes (the error is that of the gradient of q)."
     )
     readme.write_text(f"{before}{mark}{caption}\n\n{table}\n{end}{after}")
 
@@ -176,10 +201,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for result in run(lengths, head_dims, flex=not options.no_flex, rounds=options.rounds):
         results.append(result)
         print(markdown(result), flush=True)
+    print("\nforward and backward\n\n" + TRAINING_HEADER, flush=True)
+    trained = []
+    for result in run_training(head_dims, rounds=options.rounds):
+        trained.append(result)
+        print(markdown(result), flush=True)
+    tables = [[HEADER, *map(markdown, results)], [TRAINING_HEADER, *map(markdown, trained)]]
+    table = "\n\n".join("\n".join(lines) for lines in tables)
+    results += trained
     options.out.mkdir(parents=True, exist_ok=True)
     report = {"machine": machine(), "results": [asdict(result) for result in results]}
     (options.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = "\n".join([HEADER, *map(markdown, results)])
     (options.out / "results.md").write_text(table + "\n")
     if options.readme:
         replace_table(options.readme, table)

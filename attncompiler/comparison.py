@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ class Row:
     """One implementation's result; ``refusal`` says why there is none.
 
     ``ratio`` is its median time over ours: above 1 we are faster. ``error`` is the largest absolute error against
-    float64.
+    float64, of the output or, in training, of the gradient of q.
     """
 
     name: str
@@ -77,42 +77,82 @@ def compare(
     rounds: int = 7,
     budget: float = 60.0,
     check: bool = True,
+    training: bool = False,
 ) -> list[Row]:
-    """Measure our kernel and the peers in turns; our row comes first. Without ``check`` errors stay NaN."""
+    """Measure our kernel and the peers in turns; our row comes first. Without ``check`` errors stay NaN.
+
+    With ``training`` a call is a forward and a backward pass that gives the gradients of q, k and v.
+    """
     operator = compile_variant(variant, backend=backend)
-    calls: dict[str, Callable[[], Tensor]] = {
+    if training:
+        q, k, v = (x.detach().requires_grad_() for x in (inputs.q, inputs.k, inputs.v))
+        inputs = Inputs(q, k, v, inputs.tensors)
+    forward: dict[str, Callable[[], Tensor]] = {
         "attncompiler": lambda: operator(inputs.q, inputs.k, inputs.v, **inputs.tensors)
     }
     refused: list[Row] = []
-    with torch.no_grad():
+    with torch.set_grad_enabled(training):
         for name in peers:
-            found = peer(name, variant, inputs)
+            found: Callable[[], Tensor] | Refusal
+            if training and name == "flex":
+                found = Refusal("it has no backward on a CPU")
+            else:
+                found = peer(name, variant, inputs)
             if isinstance(found, Refusal):
                 refused.append(Row(name, refusal=found.reason))
             else:
-                calls[name] = found
-        errors = _errors(variant, inputs, calls) if check else dict.fromkeys(calls, float("nan"))
+                forward[name] = found
+        calls = forward if not training else _trained(forward, inputs)
+        exact = _references(variant, inputs, training=training) if check else []
+        errors = _errors(list(exact), calls)
         timings = interleaved(calls, rounds=rounds, budget=budget)
     ours = timings["attncompiler"].median
     rows = [Row(name, t, t.median / ours, errors[name]) for name, t in timings.items()]
     return rows + refused
 
 
+def _trained(
+    calls: Mapping[str, Callable[[], Tensor]], inputs: Inputs
+) -> dict[str, Callable[[], Tensor]]:
+    """Each call with its backward; the result is the gradient of q."""
+    leaves = (inputs.q, inputs.k, inputs.v)
+    weights = _loss_weights(inputs)
+
+    def trained(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return lambda: torch.autograd.grad(call(), leaves, weights)[0]
+
+    return {name: trained(call) for name, call in calls.items()}
+
+
+def _loss_weights(inputs: Inputs) -> Tensor:
+    """The gradient of the output: normal random numbers, the same for the same shape."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (*inputs.q.shape[:3], inputs.v.shape[3])
+    return torch.randn(shape, generator=generator).to(inputs.q.dtype)
+
+
 def _errors(
-    variant: Variant, inputs: Inputs, calls: dict[str, Callable[[], Tensor]]
+    references: Sequence[tuple[slice, Tensor]], calls: Mapping[str, Callable[[], Tensor]]
 ) -> dict[str, float]:
-    """Largest absolute error of each call against the oracle, on all rows or on three blocks of rows."""
-    references = list(_references(variant, inputs))
+    """Largest absolute error of each call on the rows of the references; NaN without any."""
     errors = {}
     for name, call in calls.items():
-        out = call()
+        out = call().detach() if references else None
         errors[name] = max(
-            (out[:, :, rows].double() - exact).abs().max().item() for rows, exact in references
+            (
+                (out[:, :, rows].double() - exact).abs().max().item()
+                for rows, exact in references
+                if out is not None
+            ),
+            default=float("nan"),
         )
     return errors
 
 
-def _references(variant: Variant, inputs: Inputs) -> Iterator[tuple[slice, Tensor]]:
+def _references(
+    variant: Variant, inputs: Inputs, *, training: bool
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their exact results: the output, or in training the gradient of q."""
     length = inputs.q.shape[2]
     elements = inputs.q.shape[0] * inputs.q.shape[1] * length * inputs.k.shape[2]
     # A block of rows is a call with q_start, unless something else is laid out along the queries.
@@ -125,14 +165,15 @@ def _references(variant: Variant, inputs: Inputs) -> Iterator[tuple[slice, Tenso
         starts, block = range(0, length, max((length - _BLOCK) // 2, 1)), _BLOCK
     for start in starts:
         rows = slice(start, start + block)
-        yield (
-            rows,
-            attncompiler.oracle.attention(
-                variant,
-                inputs.q[:, :, rows],
-                inputs.k,
-                inputs.v,
-                q_start=start,
-                tensors=dict(inputs.tensors),
-            ).out,
-        )
+        q = inputs.q[:, :, rows].detach().double().requires_grad_(training)
+        out = attncompiler.oracle.attention(
+            variant,
+            q,
+            inputs.k.detach(),
+            inputs.v.detach(),
+            q_start=start,
+            tensors=dict(inputs.tensors),
+        ).out
+        if training:
+            (out,) = torch.autograd.grad(out, (q,), _loss_weights(inputs)[:, :, rows].double())
+        yield rows, out

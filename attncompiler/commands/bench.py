@@ -27,6 +27,7 @@ from attncompiler.commands.options import DTYPES, backend_option, variant_argume
 @click.option(
     "--flex/--no-flex", default=True, help="Compile FlexAttention too (about half a minute)."
 )
+@click.option("--backward", is_flag=True, help="Time forward and backward: a training step.")
 def bench(
     file: Path,
     name: str | None,
@@ -40,12 +41,13 @@ def bench(
     kv_heads: int | None,
     rounds: int,
     flex: bool,
+    backward: bool,
 ) -> None:
     """Time FILE's kernel against PyTorch, in turns in one run.
 
     Peers: scaled_dot_product_attention and compiled flex_attention where they can express the variant, and the
     formula in plain (dense) PyTorch. The ratio is a peer's median time over ours; beside every time stands the
-    largest error against float64.
+    largest error against float64 (with --backward that of the gradient of q).
     """
     if heads % (kv_heads or heads):
         raise click.UsageError(f"--heads {heads} is no multiple of --kv-heads {kv_heads}")
@@ -65,8 +67,10 @@ def bench(
             ("sdpa", "flex", "dense") if flex else ("sdpa", "dense"),
             backend=backend,
             rounds=rounds,
+            training=backward,
         )
-    table = Table(title=f"{type(variant).__name__}  {size}", title_justify="left")
+    step = "  forward and backward" if backward else ""
+    table = Table(title=f"{type(variant).__name__}  {size}{step}", title_justify="left")
     for column in ("", "median ms", "ratio", "spread", "error"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:

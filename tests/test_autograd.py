@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import attncompiler
 from attncompiler.dsl import Tensor as Input
-from attncompiler.dsl import Variant, causal, sigmoid, sink_softmax
+from attncompiler.dsl import Variant, causal, floor, sigmoid, sink_softmax
+from attncompiler.runtime.backward_plan import run_backward
 from attncompiler.runtime.errors import DoubleBackwardError, DtypeError
 from attncompiler.runtime.operator import Operator
 
@@ -155,6 +157,70 @@ def test_only_what_is_wanted_gets_a_gradient(wanted: tuple[str, ...]) -> None:
     assert set(found) == set(wanted)
     for name, x in found.items():
         torch.testing.assert_close(x, every[name].grad, rtol=1e-5, atol=1e-6)
+
+
+def test_no_kernel_works_for_gradients_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pointers of q, k and v are null, and tensors have no code in the kernel, unless their gradient is wanted."""
+    asked: list[tuple[Any, ...]] = []
+
+    def record(*arguments: Any, **named: Any) -> Any:
+        asked.append((named["wants"], sorted(t.name for t in arguments[0].grads)))
+        return run_backward(*arguments, **named)
+
+    monkeypatch.setattr("attncompiler.runtime.launch.run_backward", record)
+    for wanted in (("q",), ("v", "gate"), ("bias", "sink")):
+        some = {
+            n: x.detach().requires_grad_(n in wanted) if isinstance(x, Tensor) and n != "ids" else x
+            for n, x in leaves(Full).items()
+        }
+        loss_of(OPERATORS[Full], some).backward()
+    assert asked == [
+        ((True, False, False), []),
+        ((False, False, True), ["gate"]),
+        ((False, False, False), ["bias", "sink"]),
+    ]
+
+
+class Steps(Variant):
+    """Every read of its tensors is behind a step: a comparison, a rounding, an integer."""
+
+    limit = Input("k")
+    level = Input("h")
+
+    def mask(self, at: Any) -> Any:
+        return self.limit[at.k] > 0
+
+    def score(self, s: Any, at: Any) -> Any:
+        return s + floor(self.level[at.h])
+
+
+@pytest.mark.parametrize("rows", [3, 0])
+@pytest.mark.parametrize("keys", [5, 0])
+def test_steps_and_empty_tensors_have_zero_gradients(keys: int, rows: int) -> None:
+    q = torch.randn(2, 2, rows, 8, requires_grad=True)
+    k, v = (torch.randn(2, 2, keys, 8, requires_grad=True) for _ in range(2))
+    tensors = {"limit": torch.ones(keys), "level": torch.tensor([0.5, 1.5])}
+    for x in tensors.values():
+        x.requires_grad_()
+    attncompiler.compile(Steps)(q, k, v, **tensors).square().sum().backward()
+    for x in (q, k, v, *tensors.values()):
+        assert x.grad is not None
+        assert x.grad.shape == x.shape
+    for x in (tensors["limit"].grad, tensors["level"].grad):
+        assert torch.equal(x, torch.zeros_like(x))
+    if not rows:
+        assert not v.grad.any()
+
+
+def test_a_kernel_built_ahead_serves_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = attncompiler.compile(Full)
+    for backward in (False, True):
+        built = op.build(head_dim=8, value_dim=6, backward=backward)
+        assert ("backward" in built.path_library.parent.name) == backward
+    assert op.source(head_dim=8, value_dim=6, backward=True) == built.path_source.read_text()
+    assert "--value-dim 6 --backward" in built.path_source.read_text()
+    monkeypatch.setattr(subprocess, "run", None)
+    loss_of(attncompiler.compile(Full), leaves(Full)).backward()
 
 
 def test_a_call_without_gradients_records_nothing() -> None:

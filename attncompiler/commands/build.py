@@ -22,6 +22,9 @@ from attncompiler.commands.options import (
 if TYPE_CHECKING:
     from attncompiler.compiler import BuiltKernel
 
+# A kernel by its kind, forward or backward, and its dtype.
+Built = tuple[str, str]
+
 
 @click.command()
 @variant_arguments
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--head-dim", type=click.IntRange(1, 512), default=64, show_default=True)
 @click.option("--value-dim", type=click.IntRange(1, 512), help="[default: the head dim]")
+@click.option("--backward", is_flag=True, help="Also the kernel of the gradients.")
 def build(
     file: Path,
     name: str | None,
@@ -48,6 +52,7 @@ def build(
     dtypes: tuple[str, ...],
     head_dim: int,
     value_dim: int | None,
+    backward: bool,
 ) -> None:
     """Build FILE's kernel and say where its readable source is.
 
@@ -67,14 +72,19 @@ def build(
     with console.status(f"deriving {file}"):
         operator = compile_variant(load_variant(file, name, settings), backend=backend)
     clock = _report(console, "derive", clock)
-    built: dict[str, BuiltKernel] = {}
+    built: dict[Built, BuiltKernel] = {}
     for dtype in dict.fromkeys(dtypes):
-        with console.status(f"building {dtype}"):
-            built[dtype] = operator.build(
-                dtype=torch_dtype(dtype), head_dim=head_dim, value_dim=value_dim
-            )
-        for stage, seconds in built[dtype].seconds.items():
-            console.print(f"{stage:<10}{seconds:7.3f} s  {dtype}")
+        for kind in ("forward", "backward") if backward else ("forward",):
+            with console.status(f"building {kind} {dtype}"):
+                kernel = operator.build(
+                    dtype=torch_dtype(dtype),
+                    head_dim=head_dim,
+                    value_dim=value_dim,
+                    backward=kind == "backward",
+                )
+            built[kind, dtype] = kernel
+            for stage, seconds in kernel.seconds.items():
+                console.print(f"{stage:<10}{seconds:7.3f} s  {kind} {dtype}")
     total = sum(sum(kernel.seconds.values()) for kernel in built.values())
     cached = all(kernel.cached for kernel in built.values())
     console.print(f"{'built':<10}{total:7.3f} s" + ("  (found in the cache)" if cached else ""))
@@ -96,7 +106,7 @@ def _report(console: object, stage: str, since: float) -> float:
 
 
 def _manifest(
-    file: Path, name: str, head_dim: int, value_dim: int, built: dict[str, BuiltKernel]
+    file: Path, name: str, head_dim: int, value_dim: int, built: dict[Built, BuiltKernel]
 ) -> dict[str, object]:
     from importlib.metadata import version
 
@@ -108,27 +118,28 @@ def _manifest(
         "value_dim": value_dim,
         "kernels": [
             {
+                "kind": kind,
                 "dtype": dtype,
-                "source": _source_name(dtype, kernel),
+                "source": _source_name(kind, dtype, kernel),
                 "library": str(kernel.path_library),
                 "seconds": {stage: round(t, 4) for stage, t in kernel.seconds.items()},
                 "cached": kernel.cached,
             }
-            for dtype, kernel in built.items()
+            for (kind, dtype), kernel in built.items()
         ],
     }
 
 
-def _source_name(dtype: str, kernel: BuiltKernel) -> str:
-    return f"forward_{dtype}{kernel.path_source.suffix}"
+def _source_name(kind: str, dtype: str, kernel: BuiltKernel) -> str:
+    return f"{kind}_{dtype}{kernel.path_source.suffix}"
 
 
-def _publish(out: Path, built: dict[str, BuiltKernel], manifest: dict[str, object]) -> list[Path]:
+def _publish(out: Path, built: dict[Built, BuiltKernel], manifest: dict[str, object]) -> list[Path]:
     """Write everything into a folder beside ``out``, then rename: a stop half-way leaves nothing half-written."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as part:
-        for dtype, kernel in built.items():
-            shutil.copyfile(kernel.path_source, Path(part) / _source_name(dtype, kernel))
+        for (kind, dtype), kernel in built.items():
+            shutil.copyfile(kernel.path_source, Path(part) / _source_name(kind, dtype, kernel))
         (Path(part) / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         out.mkdir(exist_ok=True)
         # The manifest goes last: whoever finds it finds everything it names.

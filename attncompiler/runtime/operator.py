@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.cpp import Specialization
+from attncompiler.ir.program import TensorDecl
 from attncompiler.preparation import run_prepare, wanted_by
 from attncompiler.runtime.arguments import number, split_arguments
 from attncompiler.runtime.call_checks import (
@@ -170,15 +171,18 @@ class Operator:
         head_dim: int = 64,
         value_dim: int | None = None,
         tensor_dtypes: Mapping[str, torch.dtype] | None = None,
+        backward: bool = False,
     ) -> BuiltKernel:
         """Build the kernel for one dtype and head dimension now, if the cache does not hold it.
 
         ``value_dim`` is ``head_dim`` unless given. ``tensor_dtypes`` names the dtypes of captured tensors that are
-        not the usual ones (the dtype of the declaration, float32, int64, bool).
+        not the usual ones (the dtype of the declaration, float32, int64, bool). With ``backward`` it is the kernel
+        of the gradients of q, k, v and all floating tensors.
         """
-        return self._kernels.build(
-            self._specialization(dtype, head_dim, value_dim, tensor_dtypes or {})
-        )
+        dims = head_dim, head_dim if value_dim is None else value_dim
+        if backward:
+            return self._kernels.build_backward(*self._backward(dtype, dims, tensor_dtypes or {}))
+        return self._kernels.build(self._specialization(dtype, dims, tensor_dtypes or {}))
 
     def source(
         self,
@@ -187,11 +191,13 @@ class Operator:
         head_dim: int = 64,
         value_dim: int | None = None,
         tensor_dtypes: Mapping[str, torch.dtype] | None = None,
+        backward: bool = False,
     ) -> str:
         """The C++ source of a kernel; the arguments are those of ``build``."""
-        return self._kernels.source(
-            self._specialization(dtype, head_dim, value_dim, tensor_dtypes or {})
-        )
+        dims = head_dim, head_dim if value_dim is None else value_dim
+        if backward:
+            return self._kernels.backward_source(*self._backward(dtype, dims, tensor_dtypes or {}))
+        return self._kernels.source(self._specialization(dtype, dims, tensor_dtypes or {}))
 
     def explain(self) -> str:
         """Every level of the compilation as text: programs, the derived plan with its reasons, the loops."""
@@ -201,12 +207,22 @@ class Operator:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
+    def _backward(
+        self,
+        dtype: torch.dtype,
+        dims: tuple[int, int],
+        tensor_dtypes: Mapping[str, torch.dtype],
+    ) -> tuple[Specialization, frozenset[str]]:
+        wanted = self._kernels.learns
+        read = self._kernels.loops(wanted).tensors
+        return self._specialization(dtype, dims, tensor_dtypes, read), wanted
+
     def _specialization(
         self,
         dtype: torch.dtype,
-        head_dim: int,
-        value_dim: int | None,
+        dims: tuple[int, int],
         tensor_dtypes: Mapping[str, torch.dtype],
+        read: Sequence[TensorDecl] | None = None,
     ) -> Specialization:
         if dtype not in ELEMENT_TYPES:
             raise DtypeError(
@@ -215,12 +231,11 @@ class Operator:
                 fix="choose float32, bfloat16, float16 or float64",
             )
         types = []
-        for decl in self._kernels.kernel.tensors:
+        for decl in self._kernels.kernel.tensors if read is None else read:
             declared = self.compilation.trace.tensors[decl.name].dtype
             usual: Any = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}[decl.kind]
             chosen = declared if isinstance(declared, torch.dtype) else usual
             types.append(str(tensor_dtypes.get(decl.name, chosen)).removeprefix("torch."))
-        dims = head_dim, head_dim if value_dim is None else value_dim
         return Specialization(ELEMENT_TYPES[dtype], *dims, tuple(types))
 
 

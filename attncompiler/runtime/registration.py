@@ -239,12 +239,14 @@ class _Program:
             saved=dict(zip(self.kernels.saved, saved, strict=True)),
             value=value,
             wants=(wanted[0], wanted[1], wanted[2]),
-            wanted=frozenset(n for n, w in zip(floats, wanted[3:], strict=True) if w),
+            wanted=self.kernels.learns & {n for n, w in zip(floats, wanted[3:], strict=True) if w},
         )
+        # A tensor that only masks, comparisons or rounded numbers read has the gradient 0.
         result = (found.q, found.k, found.v, *(found.tensors.get(n) for n in floats))
         inputs = (call.q, call.k, call.v, *(captured[n] for n in floats))
         return tuple(
-            y.new_empty(0) if x is None else x for x, y in zip(result, inputs, strict=True)
+            y.new_zeros(y.shape if needed else (0,)) if x is None else x
+            for x, y, needed in zip(result, inputs, wanted, strict=True)
         )
 
     def fake_backward(

@@ -22,6 +22,7 @@ import attncompiler.oracle
 from attncompiler.cases import Case, draw_cases
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.errors import OutOfRangeError
+from attncompiler.gradient_check import gradients, leaves_of
 from attncompiler.ir.expr import Load, axes_of, walk
 from attncompiler.ir.program import Program
 
@@ -133,8 +134,14 @@ class Checker:
 
     _reads_keys_at_queries = False
 
-    def __init__(self, variant: Variant, *, backend: Literal["auto", "cpp"] = "auto") -> None:
-        self.variant = variant
+    def __init__(
+        self,
+        variant: Variant,
+        *,
+        backend: Literal["auto", "cpp"] = "auto",
+        gradients: bool = False,
+    ) -> None:
+        self.variant, self.with_gradients = variant, gradients
         self.operator = compile_variant(variant, backend=backend)
         self._reads_keys_at_queries = _reads_keys_at_queries(
             self.operator.compilation.trace.program
@@ -177,7 +184,21 @@ class Checker:
         comparisons = [_compare("out", out, plain.out, exact.out)]
         for name, expected in exact.stats.items():
             comparisons.append(_compare(f"stats.{name}", stats[name], plain.stats[name], expected))
+        if self.with_gradients:
+            comparisons += self.gradients(case)
         return Outcome(case, tuple(comparisons))
+
+    def gradients(self, case: Case) -> tuple[Comparison, ...]:
+        """One comparison for q, k, v and each floating tensor; see ``gradient_check.py``."""
+        case = self.fitted(case)
+        leaves, given = leaves_of(*self.inputs(case), case.dtype)
+        found = gradients(self.variant, self.operator, leaves, given, case)
+        # The gradients of q and k are differences of terms as large as the gradient of v (for one key they cancel):
+        # what is left is as exact as the largest gradient of the call.
+        largest = max(_largest(exact) for _, _, exact in found.values())
+        return tuple(
+            _compare(f"grad.{name}", *three, largest=largest) for name, three in found.items()
+        )
 
     def fitted(self, case: Case) -> Case:
         """The case with enough keys, where the variant reads a tensor over keys at the position of a query."""
@@ -217,11 +238,16 @@ class Checker:
 
 
 def check(
-    variant: Variant, *, cases: int = 32, seed: int = 0, backend: Literal["auto", "cpp"] = "auto"
+    variant: Variant,
+    *,
+    cases: int = 32,
+    seed: int = 0,
+    backend: Literal["auto", "cpp"] = "auto",
+    gradients: bool = True,
 ) -> Report:
-    """Compare a variant's kernel with its formulas on ``cases`` awkward calls drawn from ``seed``."""
+    """Compare a variant's kernels with its formulas on ``cases`` awkward calls drawn from ``seed``."""
     drawn = draw_cases(seed, cases, ("float32", "bfloat16", "float16", "float64"))
-    return Checker(variant, backend=backend).report(drawn)
+    return Checker(variant, backend=backend, gradients=gradients).report(drawn)
 
 
 def _reads_keys_at_queries(program: Program) -> bool:
@@ -254,8 +280,13 @@ def _lay_out(x: Tensor, case: Case, *, shared: bool) -> Tensor:
             return x[:1, :1].expand(x.shape) if shared and x.numel() else x.contiguous()
 
 
-def _compare(what: str, found: Tensor, plain: Tensor, exact: Tensor) -> Comparison:
-    """Largest errors; equal infinities and equal NaNs count as no error, any other pair with one as infinite."""
+def _compare(
+    what: str, found: Tensor, plain: Tensor, exact: Tensor, *, largest: float = 0.0
+) -> Comparison:
+    """Largest errors; equal infinities and equal NaNs count as no error, any other pair with one as infinite.
+
+    The floor is a few units of the largest exact number, or of ``largest`` if that is more.
+    """
     if exact.numel() == 0:
         return Comparison(what, 0.0, 0.0, 0.0)
     if found.shape != exact.shape:
@@ -264,8 +295,7 @@ def _compare(what: str, found: Tensor, plain: Tensor, exact: Tensor) -> Comparis
     plain_error = _largest_finite(_errors(plain, exact))
     if found.dtype == torch.float64 and plain.dtype == torch.float32:
         plain_error *= _FLOAT64_OVER_FLOAT32
-    finite = exact[exact.isfinite()]
-    largest = finite.abs().max().item() if finite.numel() else 0.0
+    largest = max(largest, _largest(exact))
     units = _FLOOR_UNITS[found.dtype]
     place = int(errors.argmax())
     position = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), errors.shape))
@@ -278,6 +308,11 @@ def _compare(what: str, found: Tensor, plain: Tensor, exact: Tensor) -> Comparis
         found=found[position].item(),
         expected=exact[position].item(),
     )
+
+
+def _largest(exact: Tensor) -> float:
+    finite = exact[exact.isfinite()]
+    return finite.abs().max().item() if finite.numel() else 0.0
 
 
 def _errors(found: Tensor, exact: Tensor) -> Tensor:

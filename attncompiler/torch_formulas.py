@@ -161,8 +161,7 @@ _REDUCE: dict[str, tuple[Callable[..., Tensor], float]] = {
 def dense(program: Program, traced: Trace, inputs: Inputs, scale: float) -> Tensor:
     """The formula as one would write it in PyTorch: whole matrices of scores and weights, in the inputs' dtype.
 
-    Unlike the oracle it takes no care of values at forbidden pairs unless a gradient is wanted, so it is a fair rival in
-    time.
+    Unlike the oracle it takes no care of values at forbidden pairs unless a gradient is wanted, so it is a fair rival.
     """
     real = inputs.q.dtype
     sizes = inputs.sizes

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from attncompiler.cases import Case
+from attncompiler.check import Checker
 from attncompiler.variant_file import load_variant
 from tests.example_table import files
-from tests.gradients import GradientChecker, describe, gradcheck
+from tests.gradients import describe, gradcheck
 
 # One forward and one backward kernel an element type; lengths, groups, offsets and strides are run-time values.
 FLOAT64 = [
@@ -31,8 +32,8 @@ def in_type(dtype: str, cases: list[Case]) -> list[Case]:
     return [replace(case, dtype=dtype) for case in cases]
 
 
-def assert_gradients(path: Path, cases: list[Case]) -> GradientChecker:
-    checker = GradientChecker(load_variant(path))
+def assert_gradients(path: Path, cases: list[Case]) -> Checker:
+    checker = Checker(load_variant(path))
     wrong = {str(case): describe(checker.gradients(case)) for case in cases}
     assert not any(wrong.values()), "\n".join(f"{case}\n{text}" for case, text in wrong.items())
     return checker

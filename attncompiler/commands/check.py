@@ -1,4 +1,4 @@
-"""Turns a variant file into a verdict: its kernel against its own formulas, on the sizes that break kernels."""
+"""Turns a variant file into a verdict: its kernels against its own formulas, on the sizes that break kernels."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype", "dtypes", type=click.Choice(DTYPES), multiple=True, help="Only these types."
 )
+@click.option("--gradients/--no-gradients", default=True, help="Check the backward too.")
 @click.option("--case", "one", metavar="CASE", help="Only this case, as printed by a failure.")
 def check(
     file: Path,
@@ -35,9 +36,10 @@ def check(
     seed: int,
     cases: int,
     dtypes: tuple[str, ...],
+    gradients: bool,
     one: str | None,
 ) -> None:
-    """Compare FILE's kernel with its definition in float64, on awkward sizes.
+    """Compare FILE's kernels with its definition in float64, on awkward sizes: results and gradients.
 
     A case passes when the kernel's error is at most twice that of plain PyTorch in the same dtype. Exit status 1
     when one fails; the smallest failing case found is printed with the command that repeats it.
@@ -50,7 +52,7 @@ def check(
     from attncompiler.variant_file import load_variant
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    checker = Checker(load_variant(file, name, settings), backend=backend)
+    checker = Checker(load_variant(file, name, settings), backend=backend, gradients=gradients)
     drawn = [_parse(one)] if one else draw_cases(seed, cases, dtypes or DTYPES)
     with console.status("building") as status:
         for kernel in checker.build(drawn):

@@ -65,6 +65,12 @@ def test_decoders_give_the_logits_of_eager_attention(name: str) -> None:
         close(logits(model, **call)[seen], wanted[seen])
 
 
+def test_a_call_may_ask_for_both_directions() -> None:
+    ids = tokens()
+    wanted = logits(make("llama_bidirectional"), input_ids=ids, use_cache=False)
+    close(logits(make("llama", NAME), input_ids=ids, use_cache=False, is_causal=False), wanted)
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral", "llama4"])
 def test_packed_sequences_stay_apart(name: str) -> None:
     model, ids = make(name), tokens(1)

@@ -278,6 +278,12 @@ def run(name: str, variant: Any = Softmax, training: bool = False, **call: Any) 
     model(tokens(), **call)
 
 
+def contradict(**argument: Any) -> None:
+    implementation = register(Softmax, NAME)
+    mask = masks.create_causal_mask(config(NAME), torch.zeros(2, 13, 8), None, None)
+    implementation(Layer(), *inputs(), mask, **argument)
+
+
 CHANGES = ("attention_dropout", "attn_pdrop")
 BOUNDS = torch.tensor([0, 7, 17], dtype=torch.int32)
 STARTS_OVER = torch.cat([torch.arange(7), torch.arange(10)])[None].expand(2, -1)
@@ -297,7 +303,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "head mask": (lambda: run("llama", head_mask=torch.ones(2, 4)), "head_mask"),
     "unknown argument": (lambda: run("llama", favour="recent"), "favour"),
-    "causal against the mask": (lambda: run("llama", is_causal=False), "is_causal=False"),
+    "causal against the mask": (lambda: contradict(is_causal=False), "is_causal=False"),
+    "a window the mask has not": (lambda: contradict(sliding_window=4), "sliding_window=4"),
     "packed with a cache": (
         lambda: run("llama", position_ids=STARTS_OVER, use_cache=True),
         "position_ids that start over",

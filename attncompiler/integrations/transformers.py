@@ -18,8 +18,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
@@ -64,19 +65,24 @@ def register(
         raise VariantTypeError(found=repr(variant))
     _check_name(instance, name)
     implementation = Implementation(instance, name, tensors)
-    AttentionInterface.register(name, implementation)
-    AttentionMaskInterface.register(name, make_mask)
+    # torch.compile leaves both alone: they look at closures and at numbers in tensors, which no tracer follows.
+    disable = cast(Any, torch.compiler).disable
+    AttentionInterface.register(name, disable(implementation.__call__))
+    AttentionMaskInterface.register(name, disable(make_mask))
+    _REGISTERED[name] = implementation
     return implementation
+
+
+_REGISTERED: dict[str, Implementation] = {}
 
 
 def _check_name(variant: Variant, name: str) -> None:
     detail = fix = ""
-    known = AttentionInterface._global_mapping.get(name)
     parameters = inspect.signature(masking_utils.sdpa_mask).parameters
     if not {"q_length", "kv_length", "q_offset", "kv_offset", "mask_function"} <= set(parameters):
         detail = "this version of transformers describes masks in a way that is not known here"
         fix = "install the version that attncompiler's extra 'transformers' names"
-    elif name == "eager" or (known is not None and not isinstance(known, Implementation)):
+    elif name == "eager" or (name in AttentionInterface() and name not in _REGISTERED):
         detail, fix = "transformers has an implementation of that name", "choose another name"
     elif not name.isidentifier() or any(
         word in name for word in ("flash", "sdpa", "flex_attention")

@@ -122,10 +122,9 @@ def _own(layer: Layer, query: Tensor, key: Tensor, causal: bool, window: int | N
 def _packed(layer: Layer, mask: ModelMask, others: Mapping[str, Any]) -> ModelMask:
     """The mask, with sequences kept apart as ``cu_seq_lens_q`` or ``seq_idx`` ask for it."""
     bounds, other, ids = (others.get(n) for n in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"))
-    if mask.packed:
-        return mask
-    if bounds is None and other is None and ids is None:
-        layer.check_positions(mask, others.get("position_ids"))
+    asked = bounds is not None or other is not None or ids is not None
+    layer.check_pass(mask, None if asked else others.get("position_ids"))
+    if mask.packed or not asked:
         return mask
     square = mask.queries == mask.given_keys and mask.key_offset == 0 and mask.q_start == 0
     same = bounds is other or (

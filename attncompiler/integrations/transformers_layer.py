@@ -84,13 +84,8 @@ class Layer:
                 "and operators drop no weights",
                 f"set {field} = 0.0 before the model is made, or call model.eval()",
             )
-        wanted = others.get("output_attentions") or getattr(self.config, "output_attentions", False)
-        if wanted or _collects_attentions():
-            self.refuse(
-                "output_attentions",
-                "and the weights are never all in memory",
-                'use attn_implementation="eager" to look at them',
-            )
+        if others.get("output_attentions") or getattr(self.config, "output_attentions", False):
+            self._refuse_weights()
         for name, value in others.items():
             if value is None or value is False or name in HARMLESS or name in HONOURED:
                 continue
@@ -100,7 +95,24 @@ class Layer:
                 'leave the argument out, or use attn_implementation="eager"',
             )
 
-    def check_positions(self, mask: ModelMask, positions: Tensor | None) -> None:
+    def check_pass(self, mask: ModelMask, positions: Tensor | None) -> None:
+        """Refuse what a whole forward pass asks for; its first layer finds it."""
+        if mask.checked:
+            return
+        if _collects_attentions():
+            self._refuse_weights()
+        if not mask.packed:
+            self._check_positions(mask, positions)
+        mask.checked = True
+
+    def _refuse_weights(self) -> NoReturn:
+        self.refuse(
+            "output_attentions",
+            "and the weights are never all in memory",
+            'use attn_implementation="eager" to look at them',
+        )
+
+    def _check_positions(self, mask: ModelMask, positions: Tensor | None) -> None:
         """Refuse positions that start over within a row when the mask does not keep the sequences apart."""
         rows = positions is not None and positions.dim() == 2
         if positions is None or not rows or not mask.causal:

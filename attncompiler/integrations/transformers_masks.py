@@ -44,7 +44,7 @@ class ModelMask(BlockMask):
     ``condition`` speaks of positions in the sequence. ``q_start`` is the position of the first query counted from the
     first key, ``key_offset`` that of the first key in the sequence. Keys from ``keys`` on cannot be allowed and need
     not be read. transformers hands a BlockMask through wherever it hands a mask of four axes through, which is why this
-    is one; it has no blocks.
+    is one; it has no blocks. ``checked`` says that a layer has looked at what else the pass asks for.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class ModelMask(BlockMask):
         self.condition = condition
         self.batch, self.queries, self.keys = batch, queries, keys
         self.given_keys, self.q_start, self.key_offset = given_keys, q_start, key_offset
+        self.checked = False
 
     @property
     def shape(self) -> tuple[int, ...]:

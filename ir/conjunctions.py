@@ -7,9 +7,10 @@ index, one difference of indices, or independent. ``k >= s and q - k < w`` over 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import product
 
 from attncompiler.ir.expr import Call, Const, Expr, Index, Load, kind_of
 from attncompiler.ir.intervals import Box, Form, Range, bounds, corner_bounds
@@ -20,6 +21,7 @@ Literal = tuple[Expr, bool]
 Conjunction = tuple[Literal, ...]
 
 _MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
+_MOST_VARYING = 3
 _LOWER, _UPPER, _STRICT = frozenset(("ge", "gt", "eq")), frozenset(("le", "lt", "eq")), ("gt", "lt")
 
 
@@ -75,14 +77,8 @@ def conjunction(literals: Conjunction, box: Box) -> Expr:
         for op, operand in tested:
             conditions += [] if operand is None else _power_of_two(op, bounds(operand, inner))
     for expr, truth in others:
-        element = _element(expr, inner)
-        if element is None:
-            conditions.append(_float_comparison(expr, truth, inner))
-        else:
-            inside, value = element
-            conditions.append(
-                make("or", make("not", inside), value if truth else make("not", value))
-            )
+        element = _some_element(expr, inner, (lambda e: e) if truth else partial(make, "not"))
+        conditions += element or [_float_comparison(expr, truth, inner)]
     true: Expr = Const(True)
     return reduce(partial(make, "and"), dict.fromkeys(conditions), true)
 
@@ -170,30 +166,32 @@ def _congruence(c: _Constraint, box: Box) -> list[Expr]:
 
 
 def _table(c: _Constraint, box: Box) -> list[Expr]:
-    """Elements of tables that hold one number for a block of positions, such as ``states[q // 128, k // 128]``.
+    """Elements of a table that holds one number for a block of positions, such as ``states[q // 128, k // 128]``."""
+    match tuple(c.terms.items()):
+        case ((atom, factor),):
+            return _some_element(atom, box, lambda e: make(c.op, total([(e, factor)]), c.limit))
+        case _:
+            return []
 
-    A tile inside one block reads that element; of a tile that touches several blocks nothing is known.
+
+def _some_element(load: Expr, box: Box, test: Callable[[Expr], Expr]) -> list[Expr]:
+    """Whether an element that pairs of the box read may pass a test; nothing when the load is of another form.
+
+    A box that touches at most two blocks along each axis reads the elements at its corners. Of a larger one nothing
+    is known.
     """
-    found = {atom: _element(atom, box) for atom in c.terms}
-    known = {atom: within for atom, within in found.items() if within is not None}
-    if len(known) < len(found):
-        return []
-    inside = reduce(partial(make, "and"), (condition for condition, _ in known.values()))
-    elements = total((known[atom][1], factor) for atom, factor in c.terms.items())
-    return [make("or", make("not", inside), make(c.op, elements, c.limit))]
-
-
-def _element(load: Expr, box: Box) -> tuple[Expr, Expr] | None:
-    """When all pairs of a tile read the same element, and that element."""
     if not isinstance(load, Load) or not all(map(_is_coarse, load.indices)):
-        return None
+        return []
     places = [bounds(index, box).both() for index in load.indices]
     known = [both for both in places if both is not None]
-    if len(known) < len(places):
-        return None
-    true: Expr = Const(True)
-    inside = reduce(partial(make, "and"), (make("eq", lo, hi) for lo, hi in known), true)
-    return inside, Load(load.tensor, tuple(lo for lo, _ in known), load.kind)
+    if len(known) < len(places) or sum(lo is not hi for lo, hi in known) > _MOST_VARYING:
+        return []
+    far: Expr = Const(False)
+    for lo, hi in known:
+        far = make("or", far, make("gt", make("sub", hi, lo), Const(1)))
+    corners = product(*(dict.fromkeys(both) for both in known))
+    passed = (test(Load(load.tensor, corner, load.kind)) for corner in corners)
+    return [reduce(partial(make, "or"), passed, far)]
 
 
 def _is_coarse(index: Expr) -> bool:

@@ -126,7 +126,7 @@ INEXACT = {
     "blocks listed in a table": (
         op("ne", Load("t", (op("floordiv", k, 16), op("floordiv", q, 8)), "int"), 0),
         {},
-        0.06,
+        0.01,
     ),
     "blocks of two states": (
         either(

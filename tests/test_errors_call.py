@@ -109,6 +109,8 @@ MISTAKES: list[tuple[str, Change, type[errors.AttnCompilerError], str, str]] = [
         "split",
     ),
     ("v", lambda x: x[..., :0], run_errors.LimitError, "head_dim of v is 0", ""),
+    ("q", lambda x: x[..., :0], errors.ShapeError, "head_dim is 8, that of q is 0", ""),
+    ("q", lambda x: x.sum(), errors.ShapeError, r"q: it has shape \[\]", "reshape"),
     (
         "q",
         lambda x: x.mT.contiguous().mT,

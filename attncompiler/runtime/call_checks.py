@@ -84,6 +84,11 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
         )
 
 
+def within_positions(q_start: int) -> bool:
+    """Whether a call may start there; a symbol of a trace may."""
+    return not isinstance(q_start, int) or 0 <= q_start < LARGEST_POSITION
+
+
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     (batch, heads, _, dim), (k_batch, groups, keys, k_dim) = q.shape, k.shape
     v_batch, v_groups, v_keys, v_dim = v.shape

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from attncompiler.backends.cpp import Specialization
+from attncompiler.backends.cpp_backward_printer import value_source
+from attncompiler.errors import ShapeError
 from attncompiler.runtime.backward_plan import Gradients, run_backward
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
@@ -183,6 +185,11 @@ def launch_backward(
     )
     names = (t.name for t in declared)
     dims = ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
+    _check_shape("the gradient of the output", grad, (*q.shape[:3], v.shape[3]))
+    if value_source(kernels.loops(wanted)):
+        _check_shape("the output row", value, (*q.shape[:3], v.shape[3]))
+    for name, x in (*saved.items(), *kept_grads.items()):
+        _check_shape(f"statistic {name}", x, tuple(q.shape[:3]))
     loops, library = kernels.backward(dict(zip(names, types, strict=True)), dims, wanted)
     return run_backward(
         loops,
@@ -200,6 +207,16 @@ def launch_backward(
         scale=scale * kernels.compilation.plan.program.dot_factor,
         wants=wants,
     )
+
+
+def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Only calls of the op by hand can fail here; a kernel would read beyond the tensor."""
+    if tuple(x.shape) != shape:
+        raise ShapeError(
+            name=name,
+            detail=f"it has shape {list(x.shape)}, expected {list(shape)}",
+            fix="pass what the forward op returned",
+        )
 
 
 def sizes_of(q: Tensor, v: Tensor) -> dict[str, int]:

@@ -16,8 +16,10 @@ from attncompiler.runtime.arguments import number, split_arguments
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     check_inputs,
+    check_storage,
     check_tensors,
     check_transforms,
+    within_positions,
 )
 from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.kernels import BuiltKernel, Kernels
@@ -143,11 +145,14 @@ class Operator:
         """The call through torch: autograd, tracers and transforms see one operator."""
         tensors = {"q": q, "k": k, "v": v} | dict(zip(self._reads, captured, strict=True))
         if not torch.compiler.is_compiling():
-            # A trace leaves these to the operator's fake implementation, which knows symbolic sizes.
+            # The op's own checks follow, for a trace on symbolic sizes; torch would not let these come so far.
             for name, x in tensors.items():
                 check_transforms(name, x)
-            check_inputs(q, k, v, q_start)
-            check_tensors(self.name, self._kernels.kernel.tensors, captured, sizes_of(q, v))
+                if x is not None or name in "qkv":
+                    check_storage(name, x)
+            if any(x is None for x in captured) or not within_positions(q_start):
+                check_inputs(q, k, v, q_start)
+                check_tensors(self.name, self._kernels.kernel.tensors, captured, sizes_of(q, v))
         train = torch.is_grad_enabled() and any(
             x is not None and x.requires_grad for x in tensors.values()
         )
@@ -240,7 +245,10 @@ class Operator:
 
 
 def _scale(given: float | None, q: Tensor) -> float:
-    return 1 / math.sqrt(q.shape[-1]) if given is None else float(given)
+    if given is not None:
+        return float(given)
+    # Inputs without such an axis are refused where shapes are checked.
+    return 1 / math.sqrt(q.shape[-1]) if q.dim() and q.shape[-1] else 1.0
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers_models import make, padding, tokens
 
 from attncompiler.dsl import Variant
@@ -200,13 +202,43 @@ def test_short_types_are_no_worse_than_eager_attention(dtype: torch.dtype) -> No
     assert (logits(model, input_ids=ids).float() - exact).norm() <= 2 * eager
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's
 def test_a_compiled_model_gives_the_same(implementation: Any) -> None:
-    model, ids, mask = make("mistral", NAME), tokens(), padding("left")
-    wanted = logits(model, input_ids=ids, attention_mask=mask, use_cache=False)
+    """Attention and its mask stay outside the graphs; gradients go through them."""
+    model, ids, mask = make("mistral", NAME, num_hidden_layers=1), tokens(), padding("left")
+    call = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    wanted = model(**call).logits
+    known = dict(implementation.operators)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager")
-    ours = logits(compiled, input_ids=ids, attention_mask=mask, use_cache=False)
+    ours = torch.compile(model, backend="aot_eager")(**call).logits
     close(ours[mask.bool()], wanted[mask.bool()])
+    weight = model.model.layers[0].self_attn.k_proj.weight
+    (expected,) = torch.autograd.grad(wanted.square().sum(), weight)
+    (found,) = torch.autograd.grad(ours.square().sum(), weight)
+    close(found, expected)
+    assert implementation.operators == known
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that torch made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.numel = max(self.numel, *(x.untyped_storage().size() for x in made), 0)
+        return result
+
+
+@pytest.mark.parametrize("name", ["mistral", "llama4", "bert"])
+def test_nothing_of_queries_times_keys_is_made(name: str) -> None:
+    length = 2048
+    model = make(name, NAME, num_hidden_layers=1, max_position_embeddings=length)
+    call = {"input_ids": tokens(1, length), "attention_mask": padding("hole", 1, length)}
+    with Largest() as largest:
+        logits(model, **call)
+    assert 0 < largest.numel < length * length
 
 
 def test_no_length_and_no_window_builds_anything_new(implementation: Any) -> None:

@@ -20,18 +20,21 @@ def blocks() -> list[str]:
 
 
 def test_the_blocks_run(tmp_path: Path) -> None:
-    definition, use = blocks()
+    definition, *uses = blocks()
+    assert len(uses) == 3  # compile, flex_attention, transformers
     (tmp_path / "my_attention.py").write_text(definition)
-    (tmp_path / "use.py").write_text(use)
-    done = subprocess.run(
-        [sys.executable, "use.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    for number, use in enumerate(uses):
+        file = tmp_path / f"use{number}.py"
+        file.write_text(use)
+        done = subprocess.run(
+            [sys.executable, file.name], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{use}\n{done.stderr}"
 
 
 def test_the_variant_passes_the_check(tmp_path: Path) -> None:
     file = tmp_path / "my_attention.py"
     file.write_text(blocks()[0])
-    checker = attncompiler.check.Checker(load_variant(file, None, ()))
+    checker = attncompiler.check.Checker(load_variant(file, None, ()), gradients=True)
     report = checker.report(draw_cases(1, 4, ("float32", "bfloat16")))
     assert report.passed, report.summary()

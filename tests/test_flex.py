@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import flex_attention as peer
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
+from torch.utils.checkpoint import checkpoint
 
 import attncompiler.flex
 from attncompiler import flex_attention
@@ -96,6 +97,57 @@ def test_layouts_and_broadcast_batches() -> None:
     shared = flex_attention(q, k[:1], v[:1], block_mask=block_mask, enable_gqa=True)
     expanded = [x[:1].expand(2, -1, -1, -1) for x in (k, v)]
     close(shared, dense(q, *expanded, None, causal).out)
+
+
+def test_empty_inputs() -> None:
+    for batch, heads, queries, keys in [(0, 2, 4, 4), (1, 0, 4, 4), (1, 2, 0, 4), (1, 2, 4, 0)]:
+        q, k, v = inputs(batch=batch, heads=heads, groups=heads, queries=queries, keys=keys)
+        out, lse = flex_attention(q, k, v, mask_mod=causal, return_lse=True)
+        assert out.shape == (*q.shape[:3], flex_cases.DV)
+        assert not out.any()
+        assert (lse == -math.inf).all()
+
+
+def test_numbers_in_torch_functions() -> None:
+    """Captured numbers are marked, which torch and Python must not notice."""
+    size, factor = 5, 0.5
+    q, k, v = inputs(groups=4)
+
+    def score_mod(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        made = torch.arange(size)[q_idx % size] * torch.full((), factor) + torch.tensor(size)
+        table = torch.ones(size, int(size / factor))[kv_idx % size, 0]
+        number = (
+            math.log(size) + round(factor) + min(size, 3) + len(range(size)) + sum([size] * size)
+        )
+        score = (
+            score
+            + made * table
+            + number / torch.tensor([factor])[0]
+            + -size % 3
+            + divmod(size, 2)[1]
+        )
+        return score.masked_fill(q_idx < kv_idx, torch.finfo(score.dtype).min)
+
+    close(flex_attention(q, k, v, score_mod), dense(q, k, v, score_mod).out)
+
+
+def test_autocast_and_checkpoints() -> None:
+    q, k, v = (x.requires_grad_() for x in inputs())
+    score_mod, mask_mod = flex_cases.alibi_tensor()
+
+    def call(q: Tensor) -> Tensor:
+        return flex_attention(q, k, v, score_mod, mask_mod=mask_mod, enable_gqa=True)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert call(q).dtype == torch.bfloat16
+    weight = torch.randn(2, 4, 70, flex_cases.DV)
+    again = checkpoint(call, q, use_reentrant=False)
+    for found, wanted in zip(
+        torch.autograd.grad((again * weight).sum(), (q, k, v)),
+        torch.autograd.grad((call(q) * weight).sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.equal(found, wanted)
 
 
 # -- what rebuilds, and what does not --------------------------------------------------------------------------

@@ -88,6 +88,23 @@ def test_any_lists(data: st.DataObject) -> None:
     torch.testing.assert_close(lse.double(), wanted.lse, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("block", [(128, 128), (96, 160), (256, 64), (300, 1000)])
+@pytest.mark.parametrize("mask_mod", [None, causal])
+def test_blocks_larger_than_tiles(block: tuple[int, int], mask_mod: Body | None) -> None:
+    """Tiles inside empty blocks are skipped, inside full ones not masked, and those across borders looked at."""
+    lengths = 610, 777
+    rows, columns = (-(-n // size) for n, size in zip(lengths, block, strict=True))
+    states = torch.multinomial(torch.tensor([3.0, 1, 1]), 4 * rows * columns, True)
+    states = states.view(1, 4, rows, columns)
+    q, k, v = inputs(queries=lengths[0], keys=lengths[1])
+    i, j = torch.meshgrid(*map(torch.arange, lengths), indexing="ij")
+    mask = (i >= j) | torch.tensor(mask_mod is None)
+    wanted = dense(q, k, v, allowed=allowed(states, block, (2, 4, *lengths), mask))
+    block_mask = mask_of(states, block, lengths, mask_mod)
+    out = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=True)
+    torch.testing.assert_close(out.double(), wanted.out, atol=1e-5, rtol=1e-5)
+
+
 def test_lists_that_say_nothing_new_are_left_out() -> None:
     """Then the formula alone decides which tiles are visited; edited lists come back in."""
     q, k, _ = inputs(queries=200, keys=300)

@@ -172,7 +172,8 @@ def _build(program: Program, bodies: Bodies) -> Operator:
     variant = cls(**numbers)
     tensors = dict(cls._tensors)
     named = replace(program, name=name)
-    trace = Trace(named, numbers, tensors, variant, None, {}, {}, bodies.definition())
+    origin = "attncompiler.flex_attention with these functions"
+    trace = Trace(named, numbers, tensors, variant, None, {}, {}, bodies.definition(), origin)
     return Operator(compile_levels(trace))
 
 

@@ -28,7 +28,8 @@ class Trace:
     ``params`` holds the values of the parameters of this instance and of the lifted literals, ``tensors`` the
     declarations by name, those only ``prepare`` reads and captured torch tensors included; ``captured`` the captured
     torch tensors themselves. ``slot_locations`` gives the definition of each slot the variant overrides.
-    ``scale`` is None for 1/sqrt(D). ``definition`` is the source of what was traced where that is no class.
+    ``scale`` is None for 1/sqrt(D). ``definition`` is the source of what was traced where that is no class, and
+    ``origin`` the call that traced it.
     """
 
     program: Program
@@ -39,6 +40,7 @@ class Trace:
     captured: dict[str, Any]
     slot_locations: dict[str, Location]
     definition: str = ""
+    origin: str = ""
 
 
 def trace(variant: Variant) -> Trace:

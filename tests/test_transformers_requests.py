@@ -228,6 +228,18 @@ def test_a_variant_keeps_its_score_its_normalizer_and_its_mask() -> None:
     torch.testing.assert_close(layer.slope.grad, leaf.grad, rtol=1e-3, atol=1e-4)
 
 
+def test_a_generated_file_names_the_variant_and_what_the_model_asks_for() -> None:
+    implementation = register(Swat, NAME, tensors=lambda module: {"slope": torch.zeros(4)})
+    with torch.no_grad():
+        make("mistral", NAME, num_hidden_layers=1)(tokens(), attention_mask=padding("left"))
+    (operator,) = implementation.operators.values()
+    source = operator.source(head_dim=16)
+    asked = "keys in a window before the query and keys up to the query and keys inside the padding"
+    for text in ("return sigmoid(s)", asked, "integrations.transformers.register"):
+        assert text in " ".join(line.removeprefix("//").strip() for line in source.splitlines())
+    assert asked in " ".join(operator.explain().split())
+
+
 def test_sinks_go_where_the_variant_has_a_place_for_them() -> None:
     q, k, v = inputs()
     sinks = torch.randn(4)

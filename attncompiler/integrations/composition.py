@@ -6,19 +6,24 @@ the pairs it may allow are those the model allows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+import textwrap
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor as TorchTensor
 
+from attncompiler.compiler import Operator, compile_levels
 from attncompiler.declarations import Tensor
+from attncompiler.frontend import trace
 from attncompiler.integrations.conditions import (
     Argument,
     Condition,
     Everything,
     Pair,
     arguments,
+    described,
     formula,
     structure,
 )
@@ -58,6 +63,16 @@ class Request:
             None if self.bias is None else _axes(self.bias),
             None if self.dense is None else (_axes(self.dense), self.dense.is_floating_point()),
         )
+
+    def described(self) -> str:
+        """What is asked for, in words: the model's part in the head of a generated file."""
+        words = [f"a mask: {described(self.condition)}"]
+        words += ["a mask given element by element"] * (self.dense is not None)
+        words += ["positions that begin before the first key"] * (self.key_offset != 0)
+        words += ["a soft cap on the scores"] * (self.softcap is not None)
+        words += ["a bias on the scores"] * (self.bias is not None)
+        words += ["sinks beside the keys"] * (self.sinks is not None)
+        return "; ".join(words)
 
     def declared(self) -> dict[str, Argument]:
         """The run-time arguments of this request by name, in one fixed order."""
@@ -133,6 +148,18 @@ def compose(variant: Variant, request: Request) -> Variant:
     instance: Variant = object.__new__(made)
     instance.__dict__.update(variant.__dict__)
     return instance
+
+
+def build(variant: Variant, request: Request, origin: str) -> Operator:
+    """The operator of both; ``origin`` is the call that a generated file names as its source."""
+    traced = trace(compose(variant, request))
+    cls = type(variant)
+    try:
+        definition = textwrap.dedent(inspect.getsource(cls)).rstrip()
+    except (OSError, TypeError):  # a class made at a prompt has no file
+        definition = f"class {cls.__name__} (source not available)"
+    definition += f"\n\nin a layer of a model that asks for {request.described()}\n"
+    return Operator(compile_levels(replace(traced, definition=definition, origin=origin)))
 
 
 def _slots(request: Request) -> dict[str, Any]:

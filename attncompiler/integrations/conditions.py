@@ -228,6 +228,34 @@ def counts_from_the_start(condition: Condition) -> bool:
             return True
 
 
+def described(condition: Condition) -> str:
+    """The condition in words, for the head of a generated file."""
+    match condition:
+        case Both(parts) | Either(parts):
+            return f" {'and' if isinstance(condition, Both) else 'or'} ".join(
+                f"({described(p)})" if isinstance(p, Both | Either) else described(p) for p in parts
+            )
+        case Moved(inner, _):
+            return f"{described(inner)}, on positions of its own for each sequence"
+        case Overlay(function):
+            return f"what {function.__qualname__} allows"
+        case _:
+            return _WORDS[type(condition)]
+
+
+_WORDS: dict[type, str] = {
+    Everything: "all keys",
+    Causal: "keys up to the query",
+    Window: "keys in a window before the query",
+    Near: "keys in a window around the query",
+    Chunk: "keys of the query's chunk",
+    SameBlock: "keys of the query's block of ids",
+    SameSequence: "keys of the query's packed sequence",
+    Span: "keys inside the padding of the row",
+    Allowed: "keys that are no padding",
+}
+
+
 def visible(condition: Condition, start: int, count: int, device: torch.device) -> Tensor:
     """Which of the columns start .. start + count - 1 are no padding: bool [B, count], or [1, count] for all rows."""
     column = torch.arange(start, start + count, device=device)

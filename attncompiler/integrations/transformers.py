@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 
 from attncompiler.compiler import Operator
-from attncompiler.compiler import compile as compile_variant
 from attncompiler.frontend import trace
-from attncompiler.integrations.composition import Request, compose
+from attncompiler.integrations.composition import Request, build
 from attncompiler.integrations.conditions import counts_from_the_start
 from attncompiler.integrations.errors import RegistrationError
 from attncompiler.integrations.transformers_calls import elements, mask_of_call
@@ -165,7 +164,8 @@ class Implementation:
     def _operator(self, request: Request) -> Operator:
         structure = request.structure
         if structure not in self.operators:
-            self.operators[structure] = compile_variant(compose(self.variant, request))
+            origin = "attncompiler.integrations.transformers.register with this class"
+            self.operators[structure] = build(self.variant, request, origin)
         return self.operators[structure]
 
     def _key_offset(self, layer: Layer, mask: ModelMask) -> int:

@@ -161,8 +161,8 @@ class Kernels:
             return f"class {cls.__name__} (source not available)"
 
     def _command(self, spec: Specialization, flag: str = "") -> str:
-        if self.compilation.trace.definition:
-            return "attncompiler.flex_attention with these functions"
+        if self.compilation.trace.origin:
+            return self.compilation.trace.origin
         cls = type(self.compilation.trace.variant)
         options = f"--dtype {spec.dtype} --head-dim {spec.head_dim} --value-dim {spec.value_dim}"
         return f"attncompiler build {_file_of(cls)} --name {cls.__name__} {options}{flag}"

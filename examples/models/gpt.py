@@ -38,7 +38,7 @@ class Config:
     context: int = 512
     batch: int = 4
     window: int = 128  # of SWAT
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     warm_up: int = 20
     seed: int = 0
     dtype: str = "float32"
@@ -149,10 +149,9 @@ class GPT(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
         for name, p in self.named_parameters():
-            if name.endswith(("token.weight", "qkv.weight", "feed.0.weight")):
-                nn.init.normal_(p, std=0.02)
-            elif name.endswith(("out.weight", "feed.2.weight")):
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.layers))
+            if p.dim() > 1:
+                last = name.endswith(("out.weight", "feed.2.weight"))  # what is added to the stream
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.layers) if last else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.blocks(self.token(tokens))

@@ -9,7 +9,7 @@ WORKERS ?= 2
 MODULES := attncompiler ir backends templates examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu coverage demo bench clean compiler
+.PHONY: help setup check format test test-slow test-gpu coverage demo bench clean compiler example-gpt
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ demo: setup compiler $(ENCODER)  ## build three variants and run them on a real 
 
 example-encoder: setup compiler $(ENCODER)  ## a pretrained sentence encoder with a generated operator, against eager and SDPA
 	$(BIN)/python examples/models/encoder.py $(ARGS)
+
+example-gpt: setup compiler  ## a small GPT trained with SDPA, our softmax, SWAT and a learnable sink: table and plot
+	$(BIN)/python examples/models/gpt.py $(ARGS)
 
 bench: setup compiler  ## measure against PyTorch; ARGS="--quick" for a short run
 	$(BIN)/python -m attncompiler.benchmark $(ARGS)

@@ -12,7 +12,7 @@ import transformers as hf
 from torch import Tensor, nn
 from transformers import masking_utils as masks
 from transformers.models.llama.modeling_llama import eager_attention_forward
-from transformers_models import make, padding, tokens
+from transformers_models import Layer, inputs, make, mistral_config, padding, tokens
 
 from attncompiler import dsl
 from attncompiler.dsl import Variant, causal, log, sigmoid, to_float
@@ -102,90 +102,6 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(level)
 
 
-class Layer(nn.Module):
-    """An attention layer as attention functions see one."""
-
-    num_key_value_groups = 2
-    is_causal = True
-
-    def __init__(self, **config: Any) -> None:
-        super().__init__()
-        self.config = hf.LlamaConfig(**config)
-
-
-def inputs(queries: int = 13, keys: int = 13) -> tuple[Tensor, Tensor, Tensor]:
-    """Four query heads on two key/value heads of dimension 16."""
-    return torch.randn(2, 4, queries, 16), *torch.randn(2, 2, 2, keys, 16).unbind()
-
-
-def config(implementation: str) -> Any:
-    return hf.LlamaConfig(
-        sliding_window=4, attention_chunk_size=5, attn_implementation=implementation
-    )
-
-
-BLOCKS = torch.tensor([[0] * 4 + [-1] * 3 + [1] * 6, [-1] * 13])
-POSITIONS = torch.cat([torch.arange(6), torch.arange(7)])[None]
-
-
-def overlay(length: int) -> Callable[..., Any]:
-    """An overlay with a closure: a table and a number."""
-    table, far = torch.rand(2, length) > 0.3, 3
-
-    def inner(b: Any, h: Any, q: Any, k: Any) -> Any:
-        return torch.where(k < table.shape[-1], table[b, k], False) & (q - k >= far) | (q == k)
-
-    return inner
-
-
-MASKS: dict[str, Callable[..., Any]] = {
-    "causal": masks.create_causal_mask,
-    "sliding": masks.create_sliding_window_causal_mask,
-    "chunked": masks.create_chunked_causal_mask,
-    "bidirectional": masks.create_bidirectional_mask,
-    "near": masks.create_bidirectional_sliding_window_mask,
-    "blocks": lambda *a: masks.create_causal_mask(*a, block_sequence_ids=BLOCKS),
-    "sliding_blocks": lambda *a: masks.create_sliding_window_causal_mask(
-        *a, block_sequence_ids=BLOCKS
-    ),
-    "packed_chunks": lambda *a: masks.create_chunked_causal_mask(*a, position_ids=POSITIONS),
-}
-
-
-@pytest.mark.parametrize("side", ["none", "left", "right", "hole"])
-@pytest.mark.parametrize("kind", MASKS)
-def test_every_mask_of_transformers_is_read(kind: str, side: str) -> None:
-    implementation = register(Softmax, NAME)
-    q, k, v = inputs()
-    given = None if side == "none" or kind == "packed_chunks" else padding(side, length=13)
-    eager, ours = (
-        MASKS[kind](config(n), torch.zeros(2, 13, 8), given, None) for n in ("eager", NAME)
-    )
-    wanted = eager_attention_forward(Layer(), q, k, v, eager, scaling=SCALE)[0]
-    found = implementation(Layer(), q, k, v, ours, scaling=SCALE)[0]
-    seen = torch.ones(2, 13, dtype=torch.bool)
-    if eager is not None:
-        seen = (eager == 0).any(-1)[:, 0].expand(2, 13)
-    torch.testing.assert_close(found[seen], wanted[seen], rtol=1e-4, atol=1e-5)
-    assert not found[~seen].any()
-
-
-@pytest.mark.parametrize("how", ["or_mask_function", "and_mask_function"])
-def test_an_overlay_is_traced_and_its_tensors_are_read_anew(how: str) -> None:
-    implementation = register(Softmax, NAME)
-    q, k, v = inputs()
-    for _ in range(2):
-        extra = {how: overlay(13)}
-        arguments = (torch.zeros(2, 13, 8), padding("left", length=13), None)
-        eager = masks.create_causal_mask(config("eager"), *arguments, **extra)
-        ours = masks.create_causal_mask(config(NAME), *arguments, **extra)
-        wanted = eager_attention_forward(Layer(), q, k, v, eager, scaling=SCALE)[0]
-        found = implementation(Layer(), q, k, v, ours, scaling=SCALE)[0]
-        seen = (eager == 0).any(-1)[:, 0]
-        torch.testing.assert_close(found[seen], wanted[seen], rtol=1e-4, atol=1e-5)
-    assert len(implementation.operators) == 1
-
-
 def dense(
     model_mask: Tensor, scores: Tensor, v: Tensor, weight: Callable[[Tensor], Tensor]
 ) -> Tensor:
@@ -196,6 +112,7 @@ def dense(
 
 def test_a_variant_keeps_its_score_its_normalizer_and_its_mask() -> None:
     """Its tensors come from ``tensors=`` or from attributes of the layer; the model's mask is one more condition."""
+    of_layer = register(Swat, NAME)
     q, k, v = inputs()
     slope = torch.randn(4) / 4
     distance = torch.arange(13)[:, None] - torch.arange(13)
@@ -216,11 +133,11 @@ def test_a_variant_keeps_its_score_its_normalizer_and_its_mask() -> None:
         seen.append(module)
         return {"slope": slope, "window": 9}
 
-    for implementation in (register(Swat, NAME), register(Swat(), NAME, tensors=tensors)):
+    for implementation in (of_layer, register(Swat(), NAME, tensors=tensors)):
         found = implementation(layer, q, k, v, ours, scaling=SCALE, sliding_window=4)[0]
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert seen == [layer]
-    found = register(Swat, NAME)(layer, q, k, v, ours, scaling=SCALE)[0]
+    found = of_layer(layer, q, k, v, ours, scaling=SCALE)[0]
     found.square().sum().backward()
     leaf = slope.clone().requires_grad_()
     scores = SCALE * q @ k.repeat_interleave(2, 1).mT + leaf[:, None, None] * distance
@@ -292,7 +209,7 @@ def run(name: str, variant: Any = Softmax, training: bool = False, **call: Any) 
 
 def contradict(**argument: Any) -> None:
     implementation = register(Softmax, NAME)
-    mask = masks.create_causal_mask(config(NAME), torch.zeros(2, 13, 8), None, None)
+    mask = masks.create_causal_mask(mistral_config(NAME), torch.zeros(2, 13, 8), None, None)
     implementation(Layer(), *inputs(), mask, **argument)
 
 
@@ -366,7 +283,7 @@ def test_an_array_of_another_kind_is_no_mask(mask: Tensor, detail: str) -> None:
 
 def test_a_mask_of_another_size_is_refused() -> None:
     implementation = register(Softmax, NAME)
-    mask = masks.create_causal_mask(config(NAME), torch.zeros(2, 12, 8), None, None)
+    mask = masks.create_causal_mask(mistral_config(NAME), torch.zeros(2, 12, 8), None, None)
     with pytest.raises(ModelMaskError, match="for 12 queries and 12 keys, the layer has 13 and 13"):
         implementation(Layer(), *inputs(), mask)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from torch import Tensor, nn
 
 VOCABULARY = 99
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -153,3 +154,26 @@ def padding(side: str, batch: int = 2, length: int = 17) -> torch.Tensor:
         case "hole":
             mask[0, 3:7] = 0
     return mask
+
+
+class Layer(nn.Module):
+    """An attention layer as attention functions see one."""
+
+    num_key_value_groups = 2
+    is_causal = True
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = hf.LlamaConfig(**config)
+
+
+def inputs(queries: int = 13, keys: int = 13) -> tuple[Tensor, Tensor, Tensor]:
+    """Four query heads on two key/value heads of dimension 16."""
+    return torch.randn(2, 4, queries, 16), *torch.randn(2, 2, 2, keys, 16).unbind()
+
+
+def mistral_config(implementation: str) -> Any:
+    """A config with a window and a chunk, for making masks."""
+    return hf.LlamaConfig(
+        sliding_window=4, attention_chunk_size=5, attn_implementation=implementation
+    )

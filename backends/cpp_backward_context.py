@@ -11,9 +11,13 @@ from attncompiler.backends.cpp_expr import Definition
 
 @dataclass(frozen=True, slots=True)
 class GradText:
-    """A captured tensor that receives a gradient; ``read`` says that the argument block holds the tensor as well."""
+    """A captured tensor that receives a gradient, summed in ``type``.
+
+    ``read`` says that the argument block holds the tensor as well.
+    """
 
     name: str
+    type: str
     rank: int
     read: bool
 
@@ -128,3 +132,4 @@ class BackwardContext:
     in_place: bool
     pairs: bool
     scale_late: bool
+    dot_scale: float

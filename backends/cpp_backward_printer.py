@@ -26,7 +26,7 @@ from attncompiler.backends.cpp_expr import Definition
 from attncompiler.backends.cpp_loops import LoopPrinter
 from attncompiler.ir.backward import Backward, BackwardPass, Scatter
 from attncompiler.ir.expr import Dot, Expr, OutGrad, Score, Stat, Value, WeightGrad, walk
-from attncompiler.ir.program import ReduceOp
+from attncompiler.ir.program import ReduceOp, TensorDecl
 
 # Keys in a tile, by whether products may run on pairs of bfloat16, half as long to read. A short tile wastes less on
 # the diagonal of a causal mask and keeps two products of it in the first-level caches.
@@ -161,7 +161,12 @@ class BackwardPrinter(LoopPrinter):
         passes = [self.pass_text(number, p) for number, p in enumerate(backward.passes)]
         pairs = self.spec.dtype == "bfloat16"
         grads = [
-            GradText(tensor_name(t.name), len(t.axes), t in backward.tensors)
+            GradText(
+                tensor_name(t.name),
+                "double" if sums_in_double(t) else "real",
+                len(t.axes),
+                t in backward.tensors,
+            )
             for t in backward.grads
         ]
         by_name = {t.name: t for t in grads}
@@ -201,6 +206,7 @@ class BackwardPrinter(LoopPrinter):
             in_place=self.spec.dtype in ("float32", "float64"),
             pairs=pairs,
             scale_late=pairs,
+            dot_scale=gradient.dot_scale,
         )
 
     def _all_stats(self) -> list[str]:
@@ -211,6 +217,14 @@ class BackwardPrinter(LoopPrinter):
         for walk_ in backward.passes:
             names += [name for name, _ in walk_.stats] + [u.name for u in walk_.sums]
         return [identifier(name) for name in names]
+
+
+def sums_in_double(tensor: TensorDecl) -> bool:
+    """Whether the gradient of a tensor is added up in double precision.
+
+    Many rows add to an element, unless the tensor has one for every pair, and is as large.
+    """
+    return not {"q", "k"} <= set(tensor.axes)
 
 
 def value_source(backward: Backward) -> Literal["out", "real", ""]:

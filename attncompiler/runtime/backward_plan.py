@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from attncompiler.backends.cpp_backward_printer import value_source
+from attncompiler.backends.cpp_backward_printer import sums_in_double, value_source
 from attncompiler.ir.backward import Backward
 from attncompiler.ir.expr import Index
 from attncompiler.ir.passes.lower import ROW
@@ -103,9 +103,10 @@ def run_backward(
     real = torch.float64 if q.dtype == torch.float64 else torch.float32
     extents = {t.name: tuple(tensors[t.name].shape) for t in backward.grads}
     separations = {t.name: separation(backward, t.name) for t in backward.grads}
+    sums = {t.name: torch.float64 if sums_in_double(t) else real for t in backward.grads}
     sharing = share_out(
         (batch, heads, groups, queries),
-        [(separations[n], prod(extents[n]) * real.itemsize) for n in extents],
+        [(separations[n], prod(extents[n]) * sums[n].itemsize) for n in extents],
         torch.get_num_threads(),
     )
     dq = torch.empty_like(q) if wants[0] else None
@@ -114,7 +115,7 @@ def run_backward(
         for wanted, dim in ((wants[1], head_dim), (wants[2], value_dim))
     )
     buffers = {
-        n: _buffer(extents[n], copies(separations[n], sharing, batch, heads, groups), real)
+        n: _buffer(extents[n], copies(separations[n], sharing, batch, heads, groups), sums[n])
         for n in extents
     }
     library(
@@ -234,7 +235,7 @@ def _zeros(parts: int, *shape: int, real: torch.dtype) -> Tensor:
 
 
 def _buffer(
-    extents: tuple[int, ...], counts: tuple[int, int, int], real: torch.dtype
+    extents: tuple[int, ...], counts: tuple[int, int, int], dtype: torch.dtype
 ) -> GradientBuffer:
     size = prod(extents)
     room = max(size, 1)  # clamped indices can always write
@@ -242,7 +243,7 @@ def _buffer(
     steps = tuple(prod(extents[axis + 1 :]) if size else 0 for axis in range(len(extents)))
     apart = (groups * parts * room, parts * room, room)
     return GradientBuffer(
-        buffer=torch.zeros((prod(counts), room), dtype=real),
+        buffer=torch.zeros((prod(counts), room), dtype=dtype),
         copies=(
             apart[0] if counts[0] > 1 else 0,
             apart[1] if groups > 1 else 0,

@@ -279,9 +279,16 @@ def test_a_model_written_for_torch_runs_unchanged() -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_the_example_of_the_documentation_runs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "flex_attention.md").read_text()
+    exec(text.split("```python\n")[1].split("```")[0], {})
+
+
+# Dynamo looks at .grad of what a resumed function returns.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_under_torch_compile() -> None:
     """The call is a graph break: what is around it is compiled, and fullgraph=True is refused by torch."""
-    q, k, v = inputs(groups=4)
+    q, k, v = (x.requires_grad_() for x in inputs(groups=4))
     slope = nn.Parameter(torch.tensor(0.5))
 
     def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -290,8 +297,11 @@ def test_under_torch_compile() -> None:
 
         return flex_attention(q * 2, k, v, score_mod, mask_mod=causal).sin()
 
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(f, backend="eager")(q, k, v), f(q, k, v))
+    found, wanted = torch.compile(f, backend="aot_eager")(q, k, v), f(q, k, v)
+    torch.testing.assert_close(found, wanted)
+    gradients = (torch.autograd.grad(out.sum(), (q, k, v, slope)) for out in (found, wanted))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
     with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(f, backend="eager", fullgraph=True)(q, k, v)
 

@@ -186,6 +186,20 @@ def test_both_masks_must_allow() -> None:
     torch.testing.assert_close(out.double(), wanted.out, atol=1e-5, rtol=1e-5)
 
 
+def test_a_list_names_a_set() -> None:
+    """What is named twice counts once, in torch's own list and in both; entries past the end have no pairs."""
+    q, k, v = inputs(groups=4, keys=30)
+    twice = torch.tensor([0, 0, 1, 9], dtype=torch.int32).expand(1, 1, 5, 4)
+    four = torch.full((1, 1, 5), 4, dtype=torch.int32)
+    block_mask = BlockMask.from_kv_blocks(
+        four, twice, four - 3, twice, (16, 16), causal, (70, 30), compute_q_blocks=False
+    )
+    i, j = torch.meshgrid(torch.arange(70), torch.arange(30), indexing="ij")
+    wanted = dense(q, k, v, allowed=((j < 16) | (i >= j)).expand(2, 4, 70, 30))
+    out = flex_attention(q, k, v, block_mask=block_mask)
+    torch.testing.assert_close(out.double(), wanted.out, atol=1e-5, rtol=1e-5)
+
+
 def test_slices_and_crops() -> None:
     """A part of a mask needs a mask_mod of its own; a crop is what torch makes of it."""
     q, k, v = inputs(groups=4)

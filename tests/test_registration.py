@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 import attncompiler
 from attncompiler.dsl import Variant, causal
@@ -160,6 +161,17 @@ class Block(nn.Module):
         return self.attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+class Recomputed(nn.Module):
+    """A module whose backward runs its forward again."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *x: Tensor) -> Any:
+        return checkpoint(self.inner, *x, use_reentrant=False)
+
+
 class Sunk(Variant):
     """Small, causal, with a learnable number a head."""
 
@@ -170,6 +182,40 @@ class Sunk(Variant):
 
     def score(self, s: Any, at: Any) -> Any:
         return s + self.sink[at.h] * (at.q - at.k)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_layers_compile_whole_at_every_length(checkpointed: bool) -> None:
+    """Two layers with their projections, views and, if asked for, recomputation: one graph, the same gradients."""
+    torch.compiler.reset()
+    op = attncompiler.compile(Sunk)
+    modules = [op.module(sink=torch.full((4,), 0.1 * i)) for i in range(2)]
+
+    eager = nn.Sequential(*(Block(Recomputed(m) if checkpointed else m) for m in modules))
+    compiled = torch.compile(eager, fullgraph=True, dynamic=True)
+    for length in (10, 17, 33):
+        x = torch.randn(2, length, 32)
+        found, wanted = compiled(x), eager(x)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        grads = [
+            torch.autograd.grad(y.square().sum(), list(eager.parameters())) for y in (found, wanted)
+        ]
+        torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
+
+
+def test_captured_tensors_of_a_closure_learn_in_a_trace() -> None:
+    torch.compiler.reset()
+    table = torch.randn(9, 9, requires_grad=True)
+
+    class Closed(Variant):
+        def score(self, s: Any, at: Any) -> Any:
+            return s + table[at.q, at.k]
+
+    op, (q, k, v) = attncompiler.compile(Closed), torch.randn(3, 1, 2, 9, 8)
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(f(q, k, v).square().sum(), table) for f in (op, compiled)]
+    assert grads[0][0].any()
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -156,6 +156,16 @@ def test_build_writes_source_and_manifest(
         assert re.search(rf"^{stage} +\d+\.\d+ s", shown, re.MULTILINE)
 
 
+def test_build_writes_the_backward_on_demand(variant: Path, tmp_path: Path) -> None:
+    out = tmp_path / "kernels"
+    assert run("build", variant, "--out", out, "--head-dim", 16, "--backward") == 0
+    kernels = json.loads((out / "manifest.json").read_text())["kernels"]
+    assert [k["kind"] for k in kernels] == ["forward", "backward"]
+    assert len({k["source"] for k in kernels}) == 2
+    assert all("class Small" in (out / k["source"]).read_text() for k in kernels)
+    assert "--head-dim 16 --value-dim 16 --backward" in (out / kernels[1]["source"]).read_text()
+
+
 def test_check_passes_a_right_variant(variant: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", variant, "--cases", 6, "--dtype", "float32") == 0
     shown = capsys.readouterr().out

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import masking_utils as masks
 from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers_models import Layer, inputs, mistral_config, padding
 
 from attncompiler.dsl import Variant
+from attncompiler.integrations.errors import ModelMaskError
 from attncompiler.integrations.transformers import register
 
 NAME = "generated"
@@ -82,3 +85,40 @@ def test_an_overlay_is_traced_and_its_tensors_are_read_anew(how: str) -> None:
         seen = (eager == 0).any(-1)[:, 0]
         torch.testing.assert_close(found[seen], wanted[seen], rtol=1e-4, atol=1e-5)
     assert len(implementation.operators) == 1
+
+
+def reads_a_global(b: Any, h: Any, q: Any, k: Any) -> Any:
+    return q - k < FAR[0]
+
+
+def within(far: Any) -> Callable[..., Any]:
+    return lambda b, h, q, k: q - k < far[0]
+
+
+FAR = [3]
+
+
+@pytest.mark.parametrize(
+    ("function", "detail"),
+    [
+        (functools.partial(reads_a_global), "is no plain Python function"),
+        (reads_a_global, "reads_a_global reads a value of type list"),
+        (within([3]), "reads a value of type list"),
+    ],
+)
+def test_functions_whose_values_cannot_be_followed_are_refused(function: Any, detail: str) -> None:
+    implementation = register(Softmax, NAME)
+    arguments = (mistral_config(NAME), torch.zeros(2, 13, 8), None, None)
+
+    def call() -> None:
+        mask = masks.create_causal_mask(*arguments, and_mask_function=function)
+        implementation(Layer(), *inputs(), mask)
+
+    with pytest.raises(ModelMaskError, match=detail):
+        call()
+
+
+def test_a_block_mask_of_flex_attention_is_refused() -> None:
+    mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, 13, 13, device="cpu")
+    with pytest.raises(ModelMaskError, match="of type BlockMask"):
+        register(Softmax, NAME)(Layer(), *inputs(), mask)

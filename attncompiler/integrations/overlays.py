@@ -5,10 +5,13 @@ The tensors of its closure are arguments of the kernel; everything else that it 
 
 from __future__ import annotations
 
-from types import CellType, FunctionType
+from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from attncompiler.integrations.errors import ModelMaskError
 
 
 def _cells(function: FunctionType) -> list[tuple[str, CellType]]:
@@ -28,25 +31,47 @@ def captured(function: FunctionType, path: str = "") -> list[tuple[str, Tensor]]
 
 
 def identity(function: FunctionType) -> tuple[object, ...]:
-    """What decides the formula of a function: its code, and every value it reads that is no tensor of its closure."""
-    parts: list[object] = [function.__code__, function.__defaults__]
+    """What decides the formula of a function: its code, and every value it reads that is no tensor of its closure.
+
+    Hashable. Raises ModelMaskError for a value that may change without becoming another one.
+    """
+    parts: list[object] = [function.__code__]
+    given = list(function.__defaults__ or ()) + list((function.__kwdefaults__ or {}).values())
+    parts.extend(_constant(function, value) for value in given)
     for _, cell in _cells(function):
         value = cell.cell_contents
-        if isinstance(value, Tensor):
-            parts.append((tuple(value.shape), value.dtype))
-        elif isinstance(value, FunctionType):
-            parts.append(identity(value))
-        else:
-            parts.append(value)
+        shape = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None
+        parts.append(shape or _constant(function, value))
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
-        if isinstance(value, (bool, int, float)):
-            parts.append((name, value))
-        elif isinstance(value, Tensor):
-            parts.append((name, id(value)))
-        elif isinstance(value, FunctionType) and value is not function:
-            parts.append((name, value.__code__))
+        if value is not function and isinstance(value, _FOLLOWED):
+            parts.append((name, _constant(function, value)))
     return tuple(parts)
+
+
+# Kinds of globals whose value a body may use; modules and classes stay what they are.
+_FOLLOWED = (bool, int, float, list, dict, Tensor, FunctionType)
+
+
+def _constant(function: FunctionType, value: object) -> object:
+    match value:
+        case FunctionType():
+            return identity(value)
+        case (
+            None | bool() | int() | float() | str() | type() | ModuleType() | BuiltinFunctionType()
+        ):
+            return type(value), value
+        case torch.dtype() | torch.device() | torch.Size():
+            return value
+        case tuple():
+            return tuple(_constant(function, v) for v in value)
+        case _:
+            raise ModelMaskError(
+                location=None,
+                layer="this model",
+                detail=f"the mask function {function.__qualname__} reads a value of type {type(value).__name__}",
+                fix="let it capture tensors and numbers only, from the function around it",
+            )
 
 
 def on_symbols(function: FunctionType, held: dict[str, Any], path: str = "") -> FunctionType:

@@ -74,13 +74,17 @@ def elements(
     if mask is None or isinstance(mask, ModelMask):
         return None
     batch, heads, queries, _ = query.shape
-    fits = mask.dim() == 4 and mask.shape[2] in (1, queries) and mask.shape[3] >= keys
-    if not fits or (mask.dtype != torch.bool and not mask.is_floating_point()):
+    found = f"of type {type(mask).__name__}"
+    if isinstance(mask, Tensor):
+        found = f"an array of {list(mask.shape)} and {mask.dtype}"
+        sizes = mask.dim() == 4 and mask.shape[2] in (1, queries) and mask.shape[3] >= keys
+        kinds = mask.dtype == torch.bool or mask.is_floating_point()
+    if not isinstance(mask, Tensor) or not sizes or not kinds:
         wanted = f"[{batch} or 1, {heads} or 1, {queries}, {keys}]"
         raise ModelMaskError(
             location=None,
             layer=layer.name,
-            detail=f"it is an array of {list(mask.shape)} and {mask.dtype}, expected {wanted}, bool or float",
+            detail=f"it is {found}, expected {wanted}, bool or float",
             fix="pass attention_mask as [batch, length], or as four axes of bool (True allows) or of numbers to add",
         )
     return mask[..., :keys].expand(-1, -1, queries, -1)

@@ -77,7 +77,7 @@ class Layer:
 
     def check(self, dropout: float, others: Mapping[str, Any]) -> None:
         """Refuse what no operator does: dropout, weights as an output, arguments that nobody knows."""
-        if dropout:
+        if dropout and self.module.training:
             field = self.field(DROPOUT_FIELDS, dropout)
             self.refuse(
                 f"dropout={dropout} ({field})",

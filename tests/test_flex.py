@@ -23,7 +23,8 @@ from attncompiler import flex_attention
 from attncompiler.captured_numbers import RunTimeInt, with_marked_numbers
 from attncompiler.flex import operator_of
 from tests import flex_cases
-from tests.flex_cases import CASES, Body, causal, dense, inputs, window_of
+from tests.flex_cases import CASES
+from tests.flex_reference import DV, Body, causal, dense, inputs, window_of
 
 
 def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
@@ -103,7 +104,7 @@ def test_empty_inputs() -> None:
     for batch, heads, queries, keys in [(0, 2, 4, 4), (1, 0, 4, 4), (1, 2, 0, 4), (1, 2, 4, 0)]:
         q, k, v = inputs(batch=batch, heads=heads, groups=heads, queries=queries, keys=keys)
         out, lse = flex_attention(q, k, v, mask_mod=causal, return_lse=True)
-        assert out.shape == (*q.shape[:3], flex_cases.DV)
+        assert out.shape == (*q.shape[:3], DV)
         assert not out.any()
         assert (lse == -math.inf).all()
 
@@ -140,7 +141,7 @@ def test_autocast_and_checkpoints() -> None:
 
     with torch.autocast("cpu", torch.bfloat16):
         assert call(q).dtype == torch.bfloat16
-    weight = torch.randn(2, 4, 70, flex_cases.DV)
+    weight = torch.randn(2, 4, 70, DV)
     again = checkpoint(call, q, use_reentrant=False)
     for found, wanted in zip(
         torch.autograd.grad((again * weight).sum(), (q, k, v)),

@@ -15,7 +15,8 @@ import attncompiler.flex
 from attncompiler import errors, flex_attention
 from attncompiler.block_lists import block_lists
 from attncompiler.runtime.errors import DeviceError
-from tests.flex_cases import Body, causal, dense, document_mask, inputs, prefix_lm, window_of
+from tests.flex_cases import document_mask, prefix_lm
+from tests.flex_reference import Body, causal, dense, inputs, window_of
 
 
 def lists_of(chosen: Tensor, extra: int = 0) -> tuple[Tensor, Tensor]:

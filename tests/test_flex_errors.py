@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import AuxRequest
 from attncompiler import errors, flex_attention
 from attncompiler.errors import AttnCompilerError
 from attncompiler.runtime.errors import DeviceError, DtypeError
-from tests.flex_cases import causal, inputs
+from tests.flex_reference import causal, inputs
 
 table = torch.randn(4, 70)
 elsewhere = torch.randn(4, device="meta")

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 
 from attncompiler import flex_attention
-from tests.flex_cases import (
-    Body,
-    DistanceDecay,
-    causal,
-    dense,
-    documents,
-    sequence_lengths,
-    window_of,
-)
+from tests.flex_cases import DistanceDecay, documents, sequence_lengths
+from tests.flex_reference import Body, causal, dense, window_of
 
 S = 37
 Case = tuple[Body | None, Body | None, list[Tensor]]

@@ -18,5 +18,5 @@ class StandardizedSoftmax(Variant):
 
     def normalize(self, s, row):
         mean = row.mean(s)
-        deviation = sqrt(row.mean(square(s - mean)) + 1e-6)
+        deviation = sqrt(row.mean(square(s - mean)) + 1e-3)
         return softmax((s - mean) / (deviation * self.temperature), row)

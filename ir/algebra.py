@@ -36,6 +36,25 @@ def quotient(new: Expr, old: Expr, opaque: frozenset[Expr]) -> Expr:
     return bridge.expression(ratio)
 
 
+def expanded(expr: Expr) -> Expr:
+    """A formula of kind float multiplied out, so that terms that are opposite and factors that are inverse cancel.
+
+    Whatever the formula divides by stays as it is, everywhere.
+    """
+    import sympy
+
+    divisors: set[Expr] = set()
+    stack = [n.args[1] for n in walk(expr) if isinstance(n, Call) and n.op == "div"]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Call) and node.op in ("mul", "div"):
+            stack += node.args
+        elif not isinstance(node, Const):
+            divisors.add(node)
+    bridge = _Bridge(frozenset(divisors))
+    return bridge.expression(sympy.expand(bridge.formula(expr)))
+
+
 def _tidy(exponent: sympy.Expr) -> sympy.Expr:
     """Terms that cancel removed, a factor common to all terms written once."""
     import sympy

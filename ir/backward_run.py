@@ -159,7 +159,8 @@ class _Run:
             weight = torch.where(allowed, self.of(kernel_pass.weight, leaves), 0.0)
             self.value_sum[k0:end] += weight.T @ torch.where(rows.seen, rows.value_grad, 0.0)
         if kernel_pass.dot_grad is not None:
-            dots = torch.where(allowed, self.of(kernel_pass.dot_grad, leaves), 0.0) * self.scale
+            dots = torch.where(allowed, self.of(kernel_pass.dot_grad, leaves), 0.0)
+            dots = dots * (self.scale * self.backward.gradient.dot_scale)
             self.key_grad[k0:end] += dots.T @ rows.query
             rows.query_grad += dots @ keys
         self.scatter(kernel_pass.key_grads, leaves, allowed)

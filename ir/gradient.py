@@ -12,13 +12,14 @@ o before the epilogue (``Value``). The backward then computes, in this order::
 
 and in the walk of the last stage, which has no other reductions than sums::
 
-    dq_i      += dot_factor * scale * sum_k dot_grad_ik * key_k
-    dk_k      += dot_factor * scale * sum_i dot_grad_ik * query_i
+    dq_i      += dot_scale * dot_factor * scale * sum_k dot_grad_ik * key_k
+    dk_k      += dot_scale * dot_factor * scale * sum_i dot_grad_ik * query_i
     dv_k      += sum_i weight_ik * go_i
     tensors    see ``TensorGradient``
 
 Row formulas and reductions give row statistics, read as ``Stat(name)``; no two share a name. A row without an
-allowed key contributes to nothing but the tensor gradients that come from the epilogue.
+allowed key contributes to nothing but the tensor gradients that come from the epilogue. ``dot_scale`` is a number
+that was a factor of every ``dot_grad`` (the logarithm of 2 where weights are powers of 2).
 """
 
 from __future__ import annotations
@@ -72,4 +73,5 @@ class Gradient:
     weight: Expr
     dot_grad: Expr
     tensors: tuple[TensorGradient, ...]
+    dot_scale: float = 1.0
     reasons: tuple[str, ...] = ()

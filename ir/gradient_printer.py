@@ -59,6 +59,8 @@ def print_gradient(gradient: Gradient) -> str:
             define("    ", f"{names.stat(r.name):<6} =", r.body, r.op)
     define("    ", "weight =", gradient.weight)
     define("    ", "d_dot  =", gradient.dot_grad)
+    if gradient.dot_scale != 1.0:
+        lines.append(f"    d_q and d_k are multiplied by {gradient.dot_scale!r}")
     tensors("    ", ("key", "pair"))
     if any(t.level == "row" for t in gradient.tensors):
         lines.append("  finally")

@@ -94,7 +94,11 @@ def run_gradient(
         for r in stage.reductions:
             row[Stat(r.name)] = _reduced(r, values(r.body, row | pair, keys), allowed)
     weight = torch.where(allowed, values(gradient.weight, row | pair, keys), 0.0)
-    dot_grad = factor * torch.where(allowed, values(gradient.dot_grad, row | pair, keys), 0.0)
+    dot_grad = (
+        gradient.dot_scale
+        * factor
+        * torch.where(allowed, values(gradient.dot_grad, row | pair, keys), 0.0)
+    )
 
     def by_group(x: Tensor) -> Tensor:
         return x.reshape(batch, groups, shared, *x.shape[2:]).sum(2)

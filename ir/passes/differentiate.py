@@ -17,12 +17,15 @@ random numbers with every condition drawn freely; if it is not, the gradient goe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from attncompiler.ir.algebra import expanded
 from attncompiler.ir.derivatives import ONE, ZERO, adjoints, chosen, over, times
 from attncompiler.ir.expr import (
     Call,
+    Const,
     Dot,
     Expr,
     Load,
@@ -81,6 +84,7 @@ class _Differentiation:
         self.output_seeds: dict[Expr, Expr] = {}
         self.kept_seeds: dict[Expr, Expr] = {}
         self.constants: set[Expr] = set()
+        self.dot_scale = 1.0
         self.later: list[tuple[Reduction, Expr]] = []
 
     def gradient(self) -> Gradient:
@@ -112,8 +116,22 @@ class _Differentiation:
         if isinstance(value, Stat):
             return value
         name = self._fresh(wish)
-        self.rows.append((name, value))
+        self.rows.append((name, self._simplified(value)))
         return Stat(name)
+
+    def _simplified(self, value: Expr) -> Expr:
+        """A value of the row with what cancels removed, if that makes it shorter.
+
+        Less to compute, and exact where terms many times larger than the result would have to cancel.
+        """
+        candidates = [expanded(self._written_out(value)), expanded(value), value]
+        return min(candidates, key=lambda e: sum(1 for _ in walk(e)))
+
+    def _written_out(self, value: Expr) -> Expr:
+        """A value of the row in terms of what was known before the rows of the last stage."""
+        for name, formula in reversed(self.rows):
+            value = substitute(value, {Stat(name): formula})
+        return value
 
     # -- the epilogue: everything that is a loop over the value features -------------------------------------
 
@@ -322,9 +340,7 @@ class _Differentiation:
 
     def _cancel(self, parts: list[Expr]) -> bool:
         """Whether the parts sum to 0 whatever the statistics are."""
-        written: dict[Expr, Expr] = {Stat(name): value for name, value in self.rows}
-        for _ in self.rows:
-            parts = [substitute(p, written) for p in parts]
+        parts = [self._written_out(p) for p in parts]
         return cancel(parts, self.positive)
 
     # -- one pair ------------------------------------------------------------------------------------------------
@@ -337,28 +353,43 @@ class _Differentiation:
         for r, adjoint in self.later:
             _seed(seeds, r.body, adjoint if r.op == "sum" else chosen(self._hit(r), adjoint))
         loads = dict(_loads(adjoints(seeds, self.constants)))
-        score_gradient = self._score_gradient()
+        self.dot_scale, score_gradient = self._score_gradient()
         inner = adjoints({program.score: score_gradient}) if score_gradient is not ZERO else {}
         for load in dict.fromkeys([*loads, *(load for load, _ in _loads(inner))]):
-            self._tensor(load, loads.get(load), inner.get(load))
+            through_score = inner.get(load)
+            if through_score is not None:
+                through_score = _scaled(self.dot_scale, through_score)
+            self._tensor(load, loads.get(load), through_score)
         return inner.get(Dot(), ZERO)
 
-    def _score_gradient(self) -> Expr:
-        """Terms of the same body joined: body * (dw * c + d), with c and d values of the row."""
+    def _score_gradient(self) -> tuple[float, Expr]:
+        """The gradient of the score, a number taken out of it.
+
+        Terms of the same body are joined. ``body * c * (dw + d)`` rather than ``body * (dw * c + c * d)``: where dw
+        and -d are equal, as with one key, the result is exactly 0, and body * c is often the weight.
+        """
         bodies: dict[_Key, Expr] = {}
-        weighted: dict[_Key, list[Expr]] = {}
-        plain: dict[_Key, list[Expr]] = {}
+        weighted: dict[_Key, list[Term]] = {}
+        plain: dict[_Key, list[tuple[Term, Expr]]] = {}
         for slope, by_weight, adjoint in self._slopes(Score()):
             term = _single_term(slope, self.positive) or Term((), (), slope)
             key = _key(term.body)
             bodies.setdefault(key, term.body)
-            group = weighted if by_weight else plain
-            group.setdefault(key, []).append(times(term.coefficient, adjoint))
-        parts = []
-        for key, body in bodies.items():
-            factor = [times(c, WeightGrad()) for c in weighted.get(key, [])]
-            parts.append(times(body, _total(factor + plain.get(key, []))))
-        return _total(parts) if parts else ZERO
+            if by_weight:
+                weighted.setdefault(key, []).append(term)
+            else:
+                plain.setdefault(key, []).append((term, adjoint))
+        if len(bodies) == 1:
+            ((key, body),) = bodies.items()
+            factor, joined = _joined(
+                body, weighted.get(key, []), plain.get(key, []), self._simplified
+            )
+            return factor, joined
+        parts = [
+            _scaled(*_joined(body, weighted.get(key, []), plain.get(key, []), self._simplified))
+            for key, body in bodies.items()
+        ]
+        return 1.0, _total(parts)
 
     def _tensor(self, load: Load, outer: Expr | None, inner: Expr | None) -> None:
         """``outer``: the gradient through weight and statistics, ``inner``: through the score."""
@@ -394,11 +425,16 @@ class _Differentiation:
                 if len(self.sums) > 1
                 else "one more walk over the keys for a sum that no known sum gives"
             )
-        stages.append(Stage(tuple(self.rows), tuple(self.last)))
         tensors = tuple(t for t in self.tensors if t.value is not ZERO)
         roots = [value_grad, weight, dot_grad]
-        roots += [e for s in stages for _, e in s.rows]
         roots += [r.body for s in stages for r in s.reductions] + [t.value for t in tensors]
+        roots += [r.body for r in self.last]
+        rows: list[tuple[str, Expr]] = []
+        for name, formula in reversed(self.rows):
+            if name in stats_in(*roots):
+                rows.insert(0, (name, formula))
+                roots.append(formula)
+        stages.append(Stage(tuple(rows), tuple(self.last)))
         features: list[Reduction] = []
         for r in reversed(self.features):
             if r.name in stats_in(*roots):
@@ -416,6 +452,7 @@ class _Differentiation:
             weight=weight,
             dot_grad=dot_grad,
             tensors=tensors,
+            dot_scale=self.dot_scale,
             reasons=tuple(self.reasons),
         )
 
@@ -437,6 +474,43 @@ def _single_term(expr: Expr, positive: frozenset[str]) -> Term | None:
     """The formula as one coefficient times one body, if it has that form without distributing sums."""
     terms = split(expr, distribute=False, positive=positive)
     return terms[0] if len(terms) == 1 else None
+
+
+def _joined(
+    body: Expr,
+    weighted: Sequence[Term],
+    plain: Sequence[tuple[Term, Expr]],
+    simplified: Callable[[Expr], Expr],
+) -> tuple[float, Expr]:
+    """A number and an expression whose product is body * (sum of c * dw + sum of d * adjoint)."""
+    guarded = any(t.selected for t in (*weighted, *(t for t, _ in plain)))
+    if len(weighted) == 1 and not guarded:
+        number, above = _number_of(weighted[0])
+        if not above and number:
+            below = product(weighted[0].below)
+            rest = [
+                times(
+                    times(_scaled(n / number, quotient(product(rows), product(t.below))), adjoint),
+                    below,
+                )
+                for t, adjoint in plain
+                for n, rows in [_number_of(t)]
+            ]
+            inner = _total([WeightGrad(), simplified(_total(rest))])
+            return number, times(times(body, quotient(ONE, below)), inner)
+    parts = [times(t.coefficient, WeightGrad()) for t in weighted]
+    parts += [times(t.coefficient, adjoint) for t, adjoint in plain]
+    return 1.0, times(body, _total(parts))
+
+
+def _number_of(term: Term) -> tuple[float, tuple[Expr, ...]]:
+    """The constant factor of a term's coefficient, and its other factors above the line."""
+    numbers = [float(f.value) for f in term.above if isinstance(f, Const)]
+    return math.prod(numbers), tuple(f for f in term.above if not isinstance(f, Const))
+
+
+def _scaled(number: float, expr: Expr) -> Expr:
+    return expr if number == 1.0 else times(expr, Const(number))
 
 
 _Key = tuple[tuple[int, ...], tuple[int, ...]]

@@ -190,7 +190,9 @@ def assert_gradients(checker: Checker, cases: list[Case], dtype: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_part(variant: type[Variant]) -> None:
-    assert_gradients(Checker(variant()), CASES, "float32")
+    # Without a key the oracle cannot read what a kept statistic takes from a tensor.
+    cases = [case for case in CASES if case.N or variant is not Rows]
+    assert_gradients(Checker(variant()), cases, "float32")
 
 
 def shaped(cases: list[Case], head_dim: int, value_dim: int) -> list[Case]:

@@ -312,16 +312,34 @@ def test_importing_the_package_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_row_of_minus_infinity_is_empty() -> None:
-    q, k, v = inputs(groups=4)
-    bias = torch.zeros(70)
-    bias[:] = -math.inf
-    out, lse = flex_attention(
-        q,
-        k,
-        v,
-        lambda s, b, h, i, j: s + bias[j] + torch.where(i == j, 0, -math.inf),
-        return_lse=True,
+INFINITE: dict[str, Body] = {
+    "additive masks": lambda s, b, h, i, j: s + keys[j] + torch.where(i < 9, 0, -math.inf),
+    "subtracted penalty": lambda s, b, h, i, j: torch.where(i >= j, s, -math.inf) - -keys[j],
+    "otherwise": lambda s, b, h, i, j: torch.where(i < 30, -math.inf, s * s) + 1,
+    "nested": lambda s, b, h, i, j: torch.where(
+        i < j, -math.inf, torch.where(i % 3 == 0, s, -math.inf)
+    ),
+    "by the score": lambda s, b, h, i, j: torch.where(s > 1.0, s, -math.inf),
+    "in a product": lambda s, b, h, i, j: torch.where(i > 4, s, -math.inf) * 2 + h,
+    "infinity subtracted": lambda s, b, h, i, j: s - torch.where(i > 4, 0.0, math.inf),
+}
+keys = torch.where(torch.arange(70) % 4 == 1, 0.5, -math.inf)
+
+
+@pytest.mark.parametrize("name", INFINITE)
+def test_scores_of_minus_infinity(name: str) -> None:
+    """A row of nothing else is an empty row, however the formula says so; its gradients are 0."""
+    q, k, v = (x.double().requires_grad_() for x in inputs())
+    if name == "by the score":
+        q = q.detach().index_fill(2, torch.tensor([7]), 0.0).requires_grad_()
+    out, lse = flex_attention(q, k, v, INFINITE[name], enable_gqa=True, return_lse=True)
+    wanted = dense(q, k, v, INFINITE[name])
+    close(out, wanted.out)
+    close(lse, wanted.lse)
+    assert (lse == -math.inf).any()
+    found, exact = (
+        torch.autograd.grad(o.square().sum() + x[x > -math.inf].sum(), (q, k, v))
+        for o, x in ((out, lse), (wanted.out, wanted.lse))
     )
-    assert not out.any()
-    assert (lse == -math.inf).all()
+    for ours, theirs in zip(found, exact, strict=True):
+        close(ours, theirs)

@@ -298,14 +298,39 @@ def test_without_a_mask_queries_and_keys_have_one_length() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_models_that_do_not_use_the_interface_are_refused() -> None:
+def test_models_that_compute_with_their_mask_are_refused() -> None:
+    """Bloom has attention of its own, Doge adds numbers to the mask of every other implementation but one."""
     register(Softmax, NAME)
-    bloom = hf.BloomConfig(
-        vocab_size=99, hidden_size=64, n_layer=1, n_head=4, bos_token_id=1, eos_token_id=2
-    )
-    model = hf.AutoModelForCausalLM.from_config(bloom, attn_implementation=NAME)
-    with pytest.raises(ModelMaskError, match="computes with its mask"):
-        model(tokens())
+    sizes = {"vocab_size": 99, "hidden_size": 64, "bos_token_id": 1, "eos_token_id": 2}
+    bloom = hf.BloomConfig(**sizes, n_layer=1, n_head=4)
+    doge = hf.DogeConfig(**sizes, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    for config in (bloom, doge):
+        model = hf.AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+        with pytest.raises(ModelMaskError, match=r"(computes with|asks) its mask.* as if it were"):
+            model(tokens())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m: m == 0,
+        lambda m: m[:, :, :, :3],
+        lambda m: 1.0 - m,
+        lambda m: torch.zeros(2) + m,
+        lambda m: torch.cat([m, m]),
+        lambda m: m.bool(),
+        lambda m: m.dtype,
+        lambda m: not m,
+    ],
+)
+def test_a_mask_is_no_array(use: Callable[[Any], Any]) -> None:
+    register(Softmax, NAME)
+    mask = masks.create_causal_mask(mistral_config(NAME), torch.zeros(2, 13, 8), None, None)
+    with pytest.raises(ModelMaskError, match="as if it were an array"):
+        use(mask)
+    assert mask.shape == (2, 1, 13, 13)
+    assert mask.contiguous() is mask
+    assert not hasattr(mask, "no_attribute_of_tensors")
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa", "my_flash", "a/kernel", "paged|eager", ""])

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import masking_utils
 
 from attncompiler.integrations.conditions import (
@@ -38,13 +37,14 @@ from attncompiler.integrations.conditions import (
 from attncompiler.integrations.errors import ModelMaskError
 
 
-class ModelMask(BlockMask):
+class ModelMask:
     """The mask of one kind of layer in one forward pass: what the attention function gets as ``attention_mask``.
 
     ``condition`` speaks of positions in the sequence. ``q_start`` is the position of the first query counted from the
     first key, ``key_offset`` that of the first key in the sequence. Keys from ``keys`` on cannot be allowed and need
-    not be read. transformers hands a BlockMask through wherever it hands a mask of four axes through, which is why this
-    is one; it has no blocks. ``checked`` says that a layer has looked at what else the pass asks for.
+    not be read. ``checked`` says that a layer has looked at what else the pass asks for.
+
+    Models hand it on to their layers. One that computes with it, as if it were an array, gets a ModelMaskError.
     """
 
     def __init__(
@@ -103,14 +103,23 @@ class ModelMask(BlockMask):
         """Itself: conditions lie where the model lies."""
         return self
 
-    def __getitem__(self, index: object) -> NoReturn:
-        self._refuse("takes a part of its mask")
-
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> NoReturn:
         cls._refuse(f"computes with its mask ({getattr(func, '__name__', func)})")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if hasattr(Tensor, name):
+            self._refuse(f"asks its mask for {name}")
+        raise AttributeError(f"'ModelMask' object has no attribute {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ModelMask):
+            self._refuse("compares its mask")
+        return self is other
+
+    __hash__ = object.__hash__
 
     @staticmethod
     def _refuse(what: str) -> NoReturn:
@@ -124,7 +133,16 @@ class ModelMask(BlockMask):
     def __repr__(self) -> str:
         return f"ModelMask({self.condition}, shape={self.shape}, q_start={self.q_start})"
 
-    __str__ = __repr__
+
+def _computed(self: ModelMask, *others: object) -> NoReturn:
+    self._refuse("computes with its mask")
+
+
+for _name in ("getitem", "setitem", "bool", "len", "iter", "invert", "neg", "lt", "le", "gt", "ge"):
+    setattr(ModelMask, f"__{_name}__", _computed)
+for _name in ("add", "sub", "mul", "truediv", "and", "or", "xor"):
+    setattr(ModelMask, f"__{_name}__", _computed)
+    setattr(ModelMask, f"__r{_name}__", _computed)
 
 
 def make_mask(
@@ -134,14 +152,17 @@ def make_mask(
     q_offset: int | Tensor = 0,
     kv_offset: int | Tensor = 0,
     mask_function: Any = masking_utils.causal_mask_function,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | ModelMask | None = None,
     **hints: Any,
 ) -> ModelMask:
     """What AttentionMaskInterface calls: the sizes and the mask function of one kind of layer, and the padding.
 
-    ``attention_mask`` [B, length] (bool) is the padding of the whole sequence. ``hints`` (dtype, device, whether a mask
-    may be skipped, use_vmap) say how to build an array, and none is built.
+    ``attention_mask`` [B, length] (bool) is the padding of the whole sequence, or a mask that was made before (by
+    ``generate``, for a static cache), which is the result. ``hints`` (dtype, device, whether a mask may be skipped,
+    use_vmap) say how to build an array, and none is built.
     """
+    if isinstance(attention_mask, ModelMask):
+        return attention_mask
     offset, first_query = int(kv_offset), int(q_offset)
     condition = read(mask_function)
     keys = kv_length

@@ -32,6 +32,16 @@ class ScatterText:
 
 
 @dataclass(frozen=True, slots=True)
+class TileScatterText:
+    """``gradient[row offset + key offset] += value`` for every pair of a tile, by rows once the tile is known."""
+
+    name: str
+    row_offset: str
+    key_offset: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureText:
     """A formula over the value features and what it reads of them; a reduction has an operator as well."""
 
@@ -87,6 +97,7 @@ class BackwardPassText:
     dot_grad: str | None
     key_grads: list[ScatterText]
     pair_grads: list[ScatterText]
+    tile_grads: list[TileScatterText]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,7 @@ class BackwardContext:
     finish_rows: list[Definition]
     row_grads: list[ScatterText]
     key_grads: list[GradText]
+    tile_grads: list[GradText]
     pair_grads: bool
     live: bool
     possible: str

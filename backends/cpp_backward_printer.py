@@ -13,6 +13,7 @@ from attncompiler.backends.cpp_backward_context import (
     ScanText,
     ScatterText,
     StartText,
+    TileScatterText,
 )
 from attncompiler.backends.cpp_context import (
     CPP_TYPES,
@@ -25,7 +26,19 @@ from attncompiler.backends.cpp_context import (
 from attncompiler.backends.cpp_expr import Definition
 from attncompiler.backends.cpp_loops import LoopPrinter
 from attncompiler.ir.backward import Backward, BackwardPass, Scatter
-from attncompiler.ir.expr import Dot, Expr, OutGrad, Score, Stat, Value, WeightGrad, walk
+from attncompiler.ir.expr import (
+    Call,
+    Dot,
+    Expr,
+    Local,
+    OutGrad,
+    Score,
+    Stat,
+    Value,
+    WeightGrad,
+    axes_of,
+    walk,
+)
 from attncompiler.ir.program import ReduceOp, TensorDecl
 
 # Keys in a tile, by whether products may run on pairs of bfloat16, half as long to read. A short tile wastes less on
@@ -89,7 +102,9 @@ class BackwardPrinter(LoopPrinter):
         last = walk_.weight is not None
         results = [e for e in (walk_.weight, walk_.dot_grad) if e is not None]
         bodies = [u.body for u in walk_.sums] + [s.value for s in walk_.key_grads]
-        bodies += [e for s in walk_.pair_grads for e in (s.offset, s.value)] + results
+        tiled = {s: parts for s in walk_.pair_grads if (parts := _row_and_key(s.offset))}
+        bodies += [s.value for s in walk_.pair_grads]
+        bodies += [s.offset for s in walk_.pair_grads if s not in tiled] + results
         read = set(walk(*bodies))
         scored = Score() in read
         heads = [e for e in (walk_.mask, walk_.score if scored else None) if e is not None]
@@ -133,6 +148,13 @@ class BackwardPrinter(LoopPrinter):
             pair_grads=[
                 ScatterText(tensor_name(s.tensor), printer(s.offset).code, printer(s.value).code)
                 for s in walk_.pair_grads
+                if s not in tiled
+            ],
+            tile_grads=[
+                TileScatterText(
+                    tensor_name(s.tensor), row.name, self.scalar(key), printer(s.value).code
+                )
+                for s, (row, key) in tiled.items()
             ],
         )
 
@@ -196,8 +218,9 @@ class BackwardPrinter(LoopPrinter):
             finish_rows=self.scalars(backward.finish),
             row_grads=self._scatters(backward.row_grads),
             key_grads=[by_name[s.name] for p in passes for s in p.key_grads],
+            tile_grads=[by_name[s.name] for p in passes for s in p.tile_grads],
             pair_grads=any(p.pair_grads for p in passes),
-            live=any(p.pair_grads or p.key_grads for p in passes),
+            live=any(p.pair_grads or p.key_grads or p.tile_grads for p in passes),
             possible=self.scalar(backward.possible),
             certain=self.scalar(backward.certain),
             packs_heads=backward.packs_heads,
@@ -217,6 +240,15 @@ class BackwardPrinter(LoopPrinter):
         for walk_ in backward.passes:
             names += [name for name, _ in walk_.stats] + [u.name for u in walk_.sums]
         return [identifier(name) for name in names]
+
+
+def _row_and_key(offset: Expr) -> tuple[Local, Expr] | None:
+    """An offset as the sum of a value of the row and one of the key, if it is one."""
+    match offset:
+        case Call("add", (Local(_, _, "bhq") as row, key)) if not axes_of(key) & {"h", "q"}:
+            return row, key
+        case _:
+            return None
 
 
 def sums_in_double(tensor: TensorDecl) -> bool:

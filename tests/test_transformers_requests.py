@@ -77,10 +77,13 @@ class Scaled(Variant):
 
 
 class LogPosition(Variant):
-    """Scores that depend on where in the sequence the query is (Scalable-Softmax)."""
+    """Scores that depend on where in the sequence the query is, weights that depend on how long it is."""
 
     def score(self, s: Any, at: Any) -> Any:
         return s * log(to_float(at.q + 2))
+
+    def normalize(self, s: Any, row: Any) -> Any:
+        return sigmoid(s - log(to_float(row.N)))
 
 
 class KeyBias(Variant):
@@ -186,18 +189,18 @@ def test_a_variant_that_caps_is_not_capped_again() -> None:
 
 @pytest.mark.parametrize("queries", [1, 3])
 def test_positions_count_from_the_start_of_a_sliding_cache(queries: int) -> None:
-    """A cache that keeps the last keys only changes nothing about a score that reads positions."""
+    """A cache that keeps the last keys only changes nothing about formulas that read positions or lengths."""
     register(LogPosition, NAME)
     model, ids = make("mistral", NAME), tokens(2, 12)
+    whole, sliding = hf.DynamicCache(), hf.DynamicCache(config=model.config)
     with torch.no_grad():
-        whole = model(ids, use_cache=False).logits
-        past = model(ids[:, :9]).past_key_values
-        assert past.layers[0].keys.shape[2] == 4
-        for first in range(9, 12, queries):
-            last = model(ids[:, first : first + queries], past_key_values=past).logits
-            torch.testing.assert_close(
-                last, whole[:, first : first + queries], rtol=1e-4, atol=1e-4
-            )
+        for first in (0, *range(9, 12, queries)):
+            part = ids[:, first : (9 if first == 0 else first + queries)]
+            wanted = model(part, past_key_values=whole).logits
+            found = model(part, past_key_values=sliding).logits
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert whole.layers[0].keys.shape[2] == 12
+    assert sliding.layers[0].keys.shape[2] == 4
 
 
 def run(name: str, variant: Any = Softmax, training: bool = False, **call: Any) -> None:
@@ -308,6 +311,15 @@ def test_models_that_compute_with_their_mask_are_refused() -> None:
         model = hf.AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
         with pytest.raises(ModelMaskError, match=r"(computes with|asks) its mask.* as if it were"):
             model(tokens())
+
+
+def test_models_with_attention_of_their_own_can_be_told() -> None:
+    implementation = register(Softmax, NAME)
+    implementation.check(make("gpt2", NAME))
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    deberta = hf.DebertaV2Model(hf.DebertaV2Config(vocab_size=99, intermediate_size=64, **sizes))
+    with pytest.raises(ModelRequestError, match="DebertaV2Model asks for attn_implementation='gen"):
+        implementation.check(deberta)
 
 
 @pytest.mark.parametrize(

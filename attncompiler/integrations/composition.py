@@ -243,5 +243,10 @@ class Moved:
         """The position of the key in the sequence."""
         return self._at.k + self._offset
 
+    @property
+    def N(self) -> Any:  # noqa: N802 - the name of the size
+        """The number of keys of the sequence, with those before the first key at hand."""
+        return self._at.N + self._offset
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._at, name)

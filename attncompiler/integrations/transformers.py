@@ -22,7 +22,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedModel,
+    masking_utils,
+)
 
 from attncompiler.compiler import Operator
 from attncompiler.frontend import trace
@@ -32,7 +37,7 @@ from attncompiler.integrations.errors import RegistrationError
 from attncompiler.integrations.transformers_calls import elements, mask_of_call
 from attncompiler.integrations.transformers_layer import CAP_FIELDS, Layer
 from attncompiler.integrations.transformers_masks import ModelMask, make_mask
-from attncompiler.ir.expr import Index, walk
+from attncompiler.ir.expr import Index, Size, walk
 from attncompiler.runtime.errors import VariantTypeError
 from attncompiler.variant import Variant
 
@@ -56,8 +61,11 @@ def register(
     ``layer.self_attn.slope = nn.Parameter(...)`` trains and is saved with the model. A tensor named ``sink``, ``sinks``
     or ``s_aux`` takes the model's own sinks, a parameter named ``cap`` or ``softcap`` the model's soft cap.
 
-    ``at.q`` and ``at.k`` count positions of the sequence, padding included. Raises VariantTypeError, RegistrationError,
-    and the error of the front end for a mistake in the variant.
+    ``at.q`` and ``at.k`` count positions of the sequence, padding included; ``at.N`` counts those of the sequence
+    so far, whatever a cache holds. The variant's own mask holds in every attention of the model, also between an
+    encoder and a decoder. A query whose keys are all padding gives 0, where eager attention gives a mean.
+
+    Raises VariantTypeError, RegistrationError, and the error of the front end for a mistake in the variant.
     """
     instance = variant() if inspect.isclass(variant) else variant
     if not isinstance(instance, Variant):
@@ -98,6 +106,7 @@ class Implementation:
     """A registered variant: the function transformers calls in every attention layer.
 
     ``operators`` holds the operators built so far, one for each way in which models asked for the variant.
+    ``check(model)`` says whether a model's attention goes through it at all.
     """
 
     def __init__(self, variant: Variant, name: str, tensors: ModuleTensors | None) -> None:
@@ -106,7 +115,10 @@ class Implementation:
         self._tensors = tensors
         program = trace(variant).program
         roots = [expr for _, expr in program.expressions()]
-        self._reads_positions = any(isinstance(n, Index) and n.axis in "qk" for n in walk(*roots))
+        self._reads_positions = any(
+            (isinstance(n, Index) and n.axis in "qk") or (isinstance(n, Size) and n.name == "N")
+            for n in walk(*roots)
+        )
 
     def __repr__(self) -> str:
         return f"<attncompiler implementation {self.name!r} of {type(self.variant).__name__}>"
@@ -160,6 +172,19 @@ class Implementation:
             **arguments,
         )
         return out.transpose(1, 2).contiguous(), None
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise ModelRequestError if ``model`` has a part with attention of its own, which no registered name reaches.
+
+        transformers accepts any name for such a model and lets it do as it did before.
+        """
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel) and not part._can_set_attn_implementation():
+                Layer(part).refuse(
+                    f"attn_implementation={self.name!r}",
+                    "and has attention of its own, which does not go through AttentionInterface",
+                    "use a model that does, or write the variant into this one with attncompiler.compile",
+                )
 
     def _operator(self, request: Request) -> Operator:
         structure = request.structure

@@ -109,7 +109,7 @@ class BackwardPrinter(LoopPrinter):
         scored = Score() in read
         heads = [e for e in (walk_.mask, walk_.score if scored else None) if e is not None]
         read |= set(walk(*heads))
-        score_lets = printer.define(heads, "t")
+        score_lets = printer.define(heads, "t", later=bodies)
         mask = None if walk_.mask is None else printer(walk_.mask).code
         score = printer(walk_.score).code if scored else None
         elements = printer.define(bodies, "t")

@@ -187,14 +187,20 @@ class LanePrinter:
         self.nonpositive, self.degree = nonpositive, degree
         self.names: dict[Expr, Text] = {}
 
-    def define(self, roots: Iterable[Expr], prefix: str) -> list[Definition]:
-        """Name the subexpressions that the roots use more than once; later prints refer to the names."""
+    def define(
+        self, roots: Iterable[Expr], prefix: str, later: Iterable[Expr] = ()
+    ) -> list[Definition]:
+        """Name the subexpressions that the roots use more than once; later prints refer to the names.
+
+        A use in the expressions printed ``later`` counts as well.
+        """
         uses: dict[Expr, int] = {}
         roots = list(roots)
-        for node in walk(*roots):
+        both = [*roots, *later]
+        for node in walk(*both):
             for child in children(node):
                 uses[child] = uses.get(child, 0) + 1
-        for root in roots:
+        for root in both:
             uses[root] = uses.get(root, 0) + 1
         made = []
         for node in walk(*roots):

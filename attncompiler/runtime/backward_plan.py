@@ -139,8 +139,8 @@ def run_backward(
     )
     return Gradients(
         q=dq,
-        k=None if dk is None else _summed(dk)[..., :head_dim].to(k.dtype).contiguous(),
-        v=None if dv is None else _summed(dv)[..., :value_dim].to(v.dtype).contiguous(),
+        k=None if dk is None else _narrowed(_summed(dk), head_dim, k.dtype),
+        v=None if dv is None else _narrowed(_summed(dv), value_dim, v.dtype),
         tensors={
             n: _summed(b.buffer)[: prod(extents[n])].view(extents[n]).to(tensors[n].dtype)
             for n, b in buffers.items()
@@ -256,6 +256,11 @@ def _buffer(
 
 def _summed(copied: Tensor) -> Tensor:
     return copied[0] if copied.shape[0] == 1 else copied.sum(0)
+
+
+def _narrowed(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Without the padding of the last axis."""
+    return x.to(dtype) if x.shape[-1] == size else x[..., :size].to(dtype).contiguous()
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

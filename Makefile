@@ -64,8 +64,8 @@ demo: setup compiler $(ENCODER)  ## build three variants and run them on a real 
 example-encoder: setup compiler $(ENCODER)  ## a pretrained sentence encoder with a generated operator, against eager and SDPA
 	$(BIN)/python examples/models/encoder.py $(ARGS)
 
-example-gpt: setup compiler  ## a small GPT trained with SDPA, our softmax, SWAT and a learnable sink: table and plot
-	$(BIN)/python examples/models/gpt.py $(ARGS)
+example-gpt: setup compiler  ## train a small GPT with SDPA, our softmax, SWAT and a learnable sink; build/gpt.png
+	$(BIN)/python examples/models/gpt.py --out build/gpt.png $(ARGS)
 
 bench: setup compiler  ## measure against PyTorch; ARGS="--quick" for a short run
 	$(BIN)/python -m attncompiler.benchmark $(ARGS)

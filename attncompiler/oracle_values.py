@@ -163,7 +163,7 @@ class Elements:
         elif value.dtype != torch.bool:
             value = value.to(torch.int64)
         allowed = counted_pairs.get()
-        if value.requires_grad and allowed is not None:
+        if value.requires_grad and allowed is not None and allowed.shape[-1]:
             # A forbidden pair has no say in a gradient, not even through 0 * nan.
             value = value.expand(_broadcast(value.shape, allowed.shape))
             drop_gradient(value, allowed)

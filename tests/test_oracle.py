@@ -98,6 +98,17 @@ def test_no_keys_at_all() -> None:
     assert (result.out == 1).all()
     assert (result.stats["lse"] == -math.inf).all()
 
+    class Kept(Variant):
+        sink = Tensor("h")
+
+        def normalize(self, s, row):
+            row.keep("top", maximum(row.max(s), self.sink[row.h]))
+            return exp(s)
+
+    sink = torch.randn(q.shape[1], dtype=torch.float64, requires_grad=True)
+    stats = oracle.attention(Kept(), q, k, v, tensors={"sink": sink}).stats
+    assert torch.equal(stats["top"], sink[None, :, None].expand(q.shape[:3]))
+
 
 def test_gradients_reach_tensors_and_pass_gradcheck() -> None:
     q, k, v = inputs(b=1, h=2, g=1, m=3, n=4, d=2, dv=2, grad=True)

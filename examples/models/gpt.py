@@ -239,9 +239,9 @@ def plot(runs: Iterable[Run], path: Path) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    styles = ("-", "--", "-", "-")
-    for run, style in zip(runs, styles, strict=False):
-        axes.plot(range(1, len(run.losses) + 1), run.losses, style, label=run.attention)
+    for run in runs:
+        look = {"linewidth": 5, "alpha": 0.4} if run.attention == "sdpa" else {"linewidth": 1.2}
+        axes.plot(range(1, len(run.losses) + 1), run.losses, label=run.attention, **look)
     axes.set(
         xlabel="step", ylabel="loss, nats a byte", title="Byte-level GPT on Python's reference"
     )

@@ -180,7 +180,10 @@ class _Evaluation:
         self, scores: torch.Tensor, allowed: torch.Tensor, empty: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Weights and kept statistics. Rows without keys pretend to have all, so that gradients are 0, not nan."""
-        if scores.shape[-1] == 0 or not bool(empty.any()):
+        if scores.shape[-1] == 0:
+            weight, kept = self._normalize(scores, allowed)
+            return weight, {n: s.detach() for n, s in kept.items()}
+        if not bool(empty.any()):
             return self._normalize(scores, allowed)
         weight, kept = self._normalize(scores, allowed | empty)
         with torch.no_grad():

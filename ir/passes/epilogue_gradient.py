@@ -1,6 +1,10 @@
 """Differentiates what comes after the keys: the output slot, its reductions over d, and the kept statistics.
 
 Everything here is a loop over the value features of a row, or one value a row; no key takes part.
+
+What the output reads of a kept statistic passes through the gradient of that statistic, so that a row without an
+allowed key, whose statistics are identities, gives nothing to the tensors they are made of. What the output reads of
+a tensor by itself has its gradient in every row.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 from attncompiler.ir.derivatives import ONE, ZERO, adjoints, chosen, over, times
-from attncompiler.ir.expr import Expr, Load, OutGrad, Stat, Value, axes_of, stats_in
+from attncompiler.ir.expr import Expr, Load, OutGrad, Stat, Value, axes_of, stats_in, substitute
 from attncompiler.ir.gradient import TensorGradient
 from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.passes.features import parts_along_d
@@ -21,11 +25,14 @@ class EpilogueGradient:
     """The reductions over d that a backward needs, found as they are asked for.
 
     ``kept`` pairs each kept statistic with the row statistic that holds its gradient, ``value_grad`` is the gradient
-    of an element of the row before the output slot.
+    of an element of the row before the output slot. ``_read`` names the kept statistics as the output reads them.
     """
 
     def __init__(self, program: Program, rows: RowValues) -> None:
         self.rows = rows
+        self._read: dict[Expr, Expr] = {
+            formula: Stat(rows.fresh(name)) for name, formula in program.kept if stats_in(formula)
+        }
         self.kept = tuple((name, rows.fresh(f"d_{name}")) for name, _ in program.kept)
         self.features: list[Reduction] = list(program.output_reductions)
         self.kept_seeds: dict[Expr, Expr] = {}
@@ -33,14 +40,18 @@ class EpilogueGradient:
             seed(self.kept_seeds, formula, Stat(stat))
         self.output_seeds: dict[Expr, Expr] = {}
         self._seed_output(program)
-        self.value_grad = adjoints(self.output_seeds).get(Value(), ZERO)
+        found = self._through_output()
+        self.value_grad = found.get(Value(), ZERO)
+        for formula, read in self._read.items():
+            if read in found:
+                seed(self.kept_seeds, formula, self.sum_over_features("d_read", found[read]))
 
     def _seed_output(self, program: Program) -> None:
         """The gradients of the output formula and of the bodies of its reductions over d, last to first."""
         seeds = self.output_seeds
-        seed(seeds, program.output, OutGrad())
+        seed(seeds, substitute(program.output, self._read), OutGrad())
         for r in reversed(program.output_reductions):
-            gradient = adjoints(seeds).get(Stat(r.name))
+            gradient = self._through_output().get(Stat(r.name))
             if gradient is None:
                 continue
             passed_on = self.sum_over_features(f"d_{r.name}", gradient)
@@ -48,7 +59,13 @@ class EpilogueGradient:
                 hit = make("eq", r.body, Stat(r.name))
                 ties = self.sum_over_features(f"ties_{r.name}", chosen(hit, ONE))
                 passed_on = chosen(hit, over(passed_on, ties))
-            seed(seeds, r.body, passed_on)
+            seed(seeds, substitute(r.body, self._read), passed_on)
+
+    def _through_output(self, constants: AbstractSet[Expr] = frozenset()) -> dict[Expr, Expr]:
+        """The gradient of every node of the output slot, written with the statistics' own formulas."""
+        formulas = {stat: formula for formula, stat in self._read.items()}
+        found = adjoints(self.output_seeds, constants)
+        return {node: substitute(gradient, formulas) for node, gradient in found.items()}
 
     def delta(self) -> Expr:
         """<go, o>."""
@@ -57,7 +74,7 @@ class EpilogueGradient:
     def through(self, leaf: Expr, constants: AbstractSet[Expr]) -> list[Expr]:
         """What output and kept statistics pass on to a value of the row, in parts."""
         parts = []
-        gradient = adjoints(self.output_seeds, constants).get(leaf)
+        gradient = self._through_output(constants).get(leaf)
         if gradient is not None:
             name = leaf.name if isinstance(leaf, Stat) else "row"
             parts.append(self.sum_over_features(f"d_{name}", gradient))
@@ -66,7 +83,7 @@ class EpilogueGradient:
 
     def tensors(self, constants: AbstractSet[Expr]) -> Iterator[TensorGradient]:
         """Gradients of the tensors that output and kept statistics read."""
-        for load, gradient in loads_of(adjoints(self.output_seeds, constants)):
+        for load, gradient in loads_of(self._through_output(constants)):
             if any("d" in axes_of(i) for i in load.indices):
                 yield TensorGradient(load.tensor, load.indices, gradient, "element")
             else:

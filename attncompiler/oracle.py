@@ -158,6 +158,9 @@ class _Evaluation:
             counted_pairs.reset(outer)
         weight = torch.where(allowed, weight, torch.zeros((), dtype=weight.dtype))
         out = weight @ self.v
+        if out.requires_grad:
+            # What the output slot does with a statistic of a row without keys must not reach v (0 * inf ...).
+            drop_gradient(out, ~empty)
         indices = {**self.row_indices, "d": torch.arange(out.shape[-1]).view(1, 1, 1, -1)}
         place = OutputPlace({**indices, **self.sizes}, tuple(out.shape), kept)
         final = self._real(self.view.output(grid(out), place)).expand(out.shape)

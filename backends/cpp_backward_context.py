@@ -43,7 +43,10 @@ class TileScatterText:
 
 @dataclass(frozen=True, slots=True)
 class FeatureText:
-    """A formula over the value features and what it reads of them; a reduction has an operator as well."""
+    """A formula over the value features and what it reads of them; a reduction has an operator as well.
+
+    ``go`` is set for the sum of ``go * value``, which is added up exactly as the product of go and one value row is.
+    """
 
     name: str
     op: str
@@ -52,6 +55,7 @@ class FeatureText:
     body: str
     reads_grad: bool
     reads_value: bool
+    go: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

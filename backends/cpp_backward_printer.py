@@ -76,7 +76,16 @@ class BackwardPrinter(LoopPrinter):
             body=self.scalar(body),
             reads_grad=OutGrad() in read,
             reads_value=Value() in read,
+            go=self._go_of(op, body),
         )
+
+    def _go_of(self, op: ReduceOp, body: Expr) -> str | None:
+        """The first factor, where a reduction is the sum of value_grad * value."""
+        match body:
+            case Call("mul", (go, Value())) if op == "sum" and go is self.backward.start.value_grad:
+                return self.scalar(go)
+            case _:
+                return None
 
     def _scatters(self, scatters: Iterable[Scatter]) -> list[ScatterText]:
         """Scatters of loops where every value is a scalar."""

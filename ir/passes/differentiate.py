@@ -38,10 +38,11 @@ from attncompiler.ir.expr import (
 )
 from attncompiler.ir.gradient import Gradient, Level, Stage, TensorGradient
 from attncompiler.ir.passes.cancel import cancel
+from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.passes.epilogue_gradient import EpilogueGradient, loads_of
 from attncompiler.ir.passes.key_sums import Key, KeySums, key_of
 from attncompiler.ir.passes.row_values import RowValues, seed, total
-from attncompiler.ir.passes.terms import Term, product, quotient
+from attncompiler.ir.passes.terms import Term, addends, product, quotient
 from attncompiler.ir.program import Program, Reduction
 from attncompiler.ir.signs import nonnegative_stats
 from attncompiler.ir.streaming import StreamingPlan
@@ -185,6 +186,7 @@ class _Differentiation:
         Terms of the same body are joined. ``body * c * (dw + d)`` rather than ``body * (dw * c + c * d)``: where dw
         and -d are equal, as with one key, the result is exactly 0, and body * c is often the weight.
         """
+        delta = stats_in(self.sums.delta()) if self.sums.used_delta else frozenset()
         bodies: dict[Key, Expr] = {}
         weighted: dict[Key, list[Term]] = {}
         plain: dict[Key, list[tuple[Term, Expr]]] = {}
@@ -197,7 +199,7 @@ class _Differentiation:
             else:
                 plain.setdefault(key, []).append((term, adjoint))
         parts = [
-            _joined(body, weighted.get(key, []), plain.get(key, []), self.rows)
+            _joined(body, weighted.get(key, []), plain.get(key, []), self.rows, delta)
             for key, body in bodies.items()
         ]
         if len(parts) == 1:
@@ -280,6 +282,7 @@ def _joined(
     weighted: Sequence[Term],
     plain: Sequence[tuple[Term, Expr]],
     rows: RowValues,
+    delta: frozenset[str],
 ) -> tuple[float, Expr]:
     """A number and an expression whose product is body * (sum of c * dw + sum of d * adjoint)."""
     guarded = any(t.selected for t in (*weighted, *(t for t, _ in plain)))
@@ -297,11 +300,21 @@ def _joined(
                 for t, adjoint in plain
                 for n, factors in [_number_of(t)]
             ]
-            inner = total([WeightGrad(), rows.simplified(total(rest))])
+            inner = _dw_first(rows.simplified(total(rest)), delta)
             return number, times(times(body, quotient(ONE, below)), inner)
     parts = [times(t.coefficient, WeightGrad()) for t in weighted]
     parts += [times(t.coefficient, adjoint) for t, adjoint in plain]
     return 1.0, times(body, total(parts))
+
+
+def _dw_first(rest: Expr, delta: frozenset[str]) -> Expr:
+    """dw plus values of the row, those that hold <go, o> first: with one key they cancel dw to the last bit."""
+    signed = [
+        make("neg", term) if sign < 0 else term for sign, term in addends(rest) if term is not ZERO
+    ]
+    opposite = [t for t in signed if stats_in(t) & delta]
+    others = [t for t in signed if not stats_in(t) & delta]
+    return total([WeightGrad(), total(opposite), total(others)])
 
 
 def _number_of(term: Term) -> tuple[float, tuple[Expr, ...]]:

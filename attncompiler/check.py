@@ -193,12 +193,19 @@ class Checker:
         case = self.fitted(case)
         leaves, given = leaves_of(*self.inputs(case), case.dtype)
         found = gradients(self.variant, self.operator, leaves, given, case)
-        # Gradients of q, k and the tensors are sums of terms of both signs, often much larger than what is left (for
-        # one key nothing is): the floor is four times as high, and in units of the largest gradient of the call.
-        largest = 4 * max(_largest(exact) for _, _, exact in found.values())
-        return tuple(
-            _compare(f"grad.{name}", *three, largest=largest) for name, three in found.items()
-        )
+        # Gradients are sums of terms of both signs, often much larger than what is left (for one key nothing is).
+        # So the floor counts in units of the largest gradient of the call, four of the usual ones for q, k and v; a
+        # tensor's gradient is a sum over many pairs: eight, and in the element type of the call at least one.
+        largest = max(_largest(exact) for _, _, exact in found.values())
+        unit = torch.finfo(getattr(torch, case.dtype)).eps
+        comparisons = []
+        for name, (mine, plain, exact) in found.items():
+            scale = 4 * largest
+            if name not in ("q", "k", "v"):
+                own = _FLOOR_UNITS[mine.dtype] * torch.finfo(mine.dtype).eps
+                scale = largest * max(8.0, unit / own)
+            comparisons.append(_compare(f"grad.{name}", mine, plain, exact, largest=scale))
+        return tuple(comparisons)
 
     def fitted(self, case: Case) -> Case:
         """The case with enough keys, where the variant reads a tensor over keys at the position of a query."""

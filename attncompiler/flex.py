@@ -36,7 +36,9 @@ _LONGEST_NAME = 60
 _OPERATORS: dict[tuple[Expr, Expr, bool], Operator] = {}
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable(  # type: ignore[untyped-decorator,no-untyped-call]
+    reason="bodies are traced anew at each call; write a Variant and use attncompiler.compile inside torch.compile"
+)
 @shows_call
 def flex_attention(
     query: Tensor,

@@ -39,6 +39,7 @@ from attncompiler.ir.expr import (
     axes_of,
     walk,
 )
+from attncompiler.ir.gradient import Gradient
 from attncompiler.ir.program import ReduceOp, TensorDecl
 
 # Keys in a tile, by whether products may run on pairs of bfloat16, half as long to read. A short tile wastes less on
@@ -215,7 +216,7 @@ class BackwardPrinter(LoopPrinter):
             saved=[identifier(name) for name in gradient.saved],
             kept=[identifier(name) for name, _ in gradient.kept],
             kept_stats=[(identifier(name), identifier(stat)) for name, stat in gradient.kept],
-            value=value_source(backward),
+            value=value_source(gradient, self.spec.dtype),
             uniform=self.scalars(backward.uniform),
             row_arrays=[Definition(self.array_type(x), x.local.name, "") for x in rows],
             key_arrays=[Definition(self.scalar_type(x), x.local.name, "") for x in keys],
@@ -268,9 +269,13 @@ def sums_in_double(tensor: TensorDecl) -> bool:
     return not {"q", "k"} <= set(tensor.axes)
 
 
-def value_source(backward: Backward) -> Literal["out", "real", ""]:
-    """Where a backward finds the output row before the epilogue: in ``out`` itself, or in a buffer of its own."""
-    gradient = backward.gradient
+def value_source(gradient: Gradient, dtype: str) -> Literal["out", "real", ""]:
+    """Where a backward finds the output row before the epilogue: in ``out`` itself, or in a buffer of its own.
+
+    An output that was rounded to 16 bits does not serve: <go, o> is subtracted from numbers that are as exact as
+    float32, and what is left may be multiplied by distances.
+    """
     if not gradient.reads_value:
         return ""
-    return "out" if gradient.program.output is Value() else "real"
+    plain = gradient.program.output is Value() and dtype in ("float32", "float64")
+    return "out" if plain else "real"

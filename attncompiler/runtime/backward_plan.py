@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from attncompiler.backends.cpp_backward_printer import sums_in_double, value_source
+from attncompiler.backends.cpp_backward_printer import sums_in_double
 from attncompiler.ir.backward import Backward
 from attncompiler.ir.expr import Index
 from attncompiler.ir.passes.lower import ROW
@@ -95,7 +95,7 @@ def run_backward(
     ``q``, ``k``, ``v`` and ``tensors`` (by name) as the forward took them; ``out_grad`` [B, H, M, Dv] in the dtype of q
     with any strides; ``saved`` and ``kept_grads`` by name, [B, H, M] in the kernel's real type (float32, or float64),
     where a kept statistic without a gradient is None or missing. ``value`` is the forward's output where
-    ``value_source(backward)`` is "out", its buffer of the output row where that is "real", else not read. ``scale``
+    ``value_source`` says "out", its buffer of the output row where that says "real", else not read. ``scale``
     includes the program's ``dot_factor``. All checks have been made by the caller.
     """
     batch, heads, queries, head_dim = q.shape
@@ -123,7 +123,7 @@ def run_backward(
         k,
         v,
         _contiguous_rows(out_grad),
-        value=value if value_source(backward) else None,
+        value=value if backward.gradient.reads_value else None,
         dq=dq,
         dk=dk,
         dv=dv,

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from attncompiler.backends.cpp import Specialization, render, render_backward
+from attncompiler.backends.cpp_backward_printer import value_source
 from attncompiler.ir.backward import Backward
-from attncompiler.ir.expr import Value
 from attncompiler.ir.gradient import Gradient
 from attncompiler.runtime.backward_plan import signature_of
 from attncompiler.runtime.cache import content_key, entry
+from attncompiler.runtime.call_checks import ELEMENT_TYPES
 from attncompiler.runtime.library import BackwardLibrary, Library, Signature
 from attncompiler.runtime.toolchain import find_toolchain
 
@@ -79,10 +80,9 @@ class Kernels:
         """The statistics of the forward that its backward reads."""
         return self.gradient.saved
 
-    @property
-    def saves_value(self) -> bool:
-        """Whether the backward reads an output row before the epilogue that is not the output itself."""
-        return self.gradient.reads_value and self.kernel.finish.output is not Value()
+    def saves_value(self, dtype: torch.dtype) -> bool:
+        """Whether the backward of a type reads an output row before the epilogue that is not the output itself."""
+        return value_source(self.gradient, ELEMENT_TYPES[dtype]) == "real"
 
     def forward(self, spec: Specialization) -> Library:
         """The loaded forward kernel of a specialization."""

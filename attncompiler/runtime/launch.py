@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from attncompiler.backends.cpp import Specialization
-from attncompiler.backends.cpp_backward_printer import value_source
 from attncompiler.errors import ShapeError
 from attncompiler.runtime.backward_plan import Gradients, run_backward
 from attncompiler.runtime.call_checks import (
@@ -123,7 +122,7 @@ class Launcher:
                 saved = out.new_empty((len(names), *site.shape[:3]), dtype=real)
                 rows = dict(zip(names, saved.unbind(), strict=True))
                 saved_rows = [rows.get(stat.name) for stat in kernels.kernel.plan.stats]
-                if kernels.saves_value:
+                if kernels.saves_value(q.dtype):
                     value = out.new_empty(site.shape, dtype=real)
         site.library(
             q,
@@ -186,7 +185,7 @@ def launch_backward(
     names = (t.name for t in declared)
     dims = ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
     _check_shape("the gradient of the output", grad, (*q.shape[:3], v.shape[3]))
-    if value_source(kernels.loops(wanted)):
+    if kernels.gradient.reads_value:
         _check_shape("the output row", value, (*q.shape[:3], v.shape[3]))
     for name, x in (*saved.items(), *kept_grads.items()):
         _check_shape(f"statistic {name}", x, tuple(q.shape[:3]))

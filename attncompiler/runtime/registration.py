@@ -175,7 +175,7 @@ class _Program:
 
         kept = rows(len(self.kernels.kept) if stats else 0)
         saved = rows(len(self.kernels.saved) if train else 0)
-        separate = train and self.kernels.saves_value
+        separate = train and self.kernels.saves_value(call.q.dtype)
         value = call.q.new_empty(shape if separate else (0,), dtype=real)
         return call.q.new_empty(shape), kept, saved, value
 
@@ -187,12 +187,16 @@ class _Program:
         out, _, saved, value = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(saved, value)
-        reads_out = train and self.kernels.gradient.reads_value and not self.kernels.saves_value
+        reads_out = train and self._reads_out(call.q.dtype)
         ctx.save_for_backward(
             call.q, call.k, call.v, *call.captured, saved, out if reads_out else value
         )
         ctx.numbers = (call.q_start, call.scale, *call.numbers)
         ctx.stats, ctx.train = stats and bool(self.kernels.kept), train
+
+    def _reads_out(self, dtype: torch.dtype) -> bool:
+        """Whether the backward reads the forward's output."""
+        return self.kernels.gradient.reads_value and not self.kernels.saves_value(dtype)
 
     def gradient(self, ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of the forward op's arguments."""
@@ -205,7 +209,7 @@ class _Program:
         if not ctx.train:  # the op was called by itself, without asking for what this needs
             with torch.no_grad():
                 out, _, saved, value = forward(*tensors, *ctx.numbers, False, True)
-            if self.kernels.gradient.reads_value and not self.kernels.saves_value:
+            if self._reads_out(q.dtype):
                 value = out
         if grad is None:  # only statistics were used
             grad = q.new_zeros(()).expand(*q.shape[:3], v.shape[3])

@@ -291,9 +291,11 @@ def main(steps: int, attentions: tuple[str, ...], out: Path, seed: int, dtype: s
     bfloat16 means autocast: weights and their updates stay float32.
     """
     config = Config(seed=seed, dtype=dtype)
+    out.parent.mkdir(parents=True, exist_ok=True)
     runs = train(config, list(dict.fromkeys(attentions)), steps, click.echo)
+    click.echo(f"\n{table(runs)}")
     plot(runs, out)
-    click.echo(f"\n{table(runs)}\n\nloss curves: {out}")
+    click.echo(f"\nloss curves: {out}")
 
 
 if __name__ == "__main__":

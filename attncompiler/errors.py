@@ -50,6 +50,13 @@ def nearest(name: str, known: Iterable[str], *, all_if_none: bool = True) -> str
     )
 
 
+def listed(name: str, known: Iterable[str]) -> str:
+    """``"a, b, c"``: all known names, those closest to a misspelled one first."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=3, cutoff=0.6)
+    return ", ".join([*close, *(n for n in names if n not in close)])
+
+
 class InternalError(Exception):
     """A bug of the compiler: ``stage`` names the pass, ``text`` shows the IR around the fault."""
 

@@ -47,7 +47,8 @@ class At:
             return "the value feature exists only in output()"
         if name == "stats":
             return "kept statistics exist only in output()"
-        known = " ".join((*self._axes, *_SIZES))
+        methods = [n for n, x in vars(type(self)).items() if callable(x) and not n.startswith("_")]
+        known = " ".join((*methods, *self._axes, *_SIZES))
         return f"{self._name} has {known}"
 
     def _statistic(self, op: ReduceOp, value: object, *, over_features: bool) -> Stat:

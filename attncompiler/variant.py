@@ -52,7 +52,7 @@ class Variant:
                     location=user_location(),
                     variant=type(self).__name__,
                     name=name,
-                    known=errors.nearest(name, self._parameters) or "none at all",
+                    known=errors.listed(name, self._parameters) or "none at all",
                 )
             setattr(
                 self, name, checked_value(type(self).__name__, name, kind, value, user_location())

@@ -36,7 +36,7 @@ def split_arguments(
             raise errors.UnknownArgumentError(
                 variant=name,
                 name=key,
-                known=errors.nearest(key, known) or "only q, k, v, q_start, scale and return_stats",
+                known=errors.listed(key, known) or "only q, k, v, q_start, scale and return_stats",
             )
     return values, found
 

@@ -89,6 +89,8 @@ def compile(variant: Variant | type[Variant], backend: str = "auto") -> Operator
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(name=backend, known=", ".join(("auto", *BACKENDS)))
+    if inspect.isclass(variant) and not issubclass(variant, Variant):
+        raise VariantTypeError(found=repr(variant))
     instance = variant() if inspect.isclass(variant) else variant
     if not isinstance(instance, Variant):
         raise VariantTypeError(found=repr(variant))

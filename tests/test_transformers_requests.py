@@ -16,8 +16,12 @@ from transformers_models import Layer, inputs, make, mistral_config, padding, to
 
 from attncompiler import dsl
 from attncompiler.dsl import Variant, causal, log, sigmoid, to_float
-from attncompiler.errors import AttnCompilerError
-from attncompiler.integrations.errors import ModelMaskError, ModelRequestError, RegistrationError
+from attncompiler.integrations.errors import (
+    LayerTensorError,
+    ModelMaskError,
+    ModelRequestError,
+    RegistrationError,
+)
 from attncompiler.integrations.transformers import register
 from attncompiler.runtime.errors import VariantTypeError
 
@@ -357,5 +361,5 @@ def test_only_variants_are_registered() -> None:
 
 
 def test_a_tensor_that_nobody_gives_is_missed() -> None:
-    with pytest.raises(AttnCompilerError, match="needs the tensor 'slope'"):
+    with pytest.raises(LayerTensorError, match=r"has no tensor 'slope'(?s:.*)nn.Parameter"):
         run("llama", Swat)

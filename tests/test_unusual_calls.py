@@ -114,3 +114,5 @@ def test_operators_can_be_copied_and_pickled(op: Any) -> None:
 def test_compile_takes_variants_only() -> None:
     with pytest.raises(VariantTypeError, match="no variant"):
         attncompiler.compile(3)  # type: ignore[call-overload]
+    with pytest.raises(VariantTypeError, match="no variant"):
+        attncompiler.compile(torch.nn.Linear)  # type: ignore[call-overload]

@@ -12,6 +12,16 @@ class RegistrationError(AttnCompilerError):
     advice = "{fix}"
 
 
+class LayerTensorError(AttnCompilerError):
+    """A tensor that the variant declares and neither the layer nor ``register`` gives."""
+
+    message = "{layer} has no tensor {name!r}, which {variant} declares over ({axes})"
+    advice = (
+        "give each attention layer one before the model runs, layer.{name} = nn.Parameter(...), or pass "
+        "tensors=lambda layer: {{'{name}': ...}} to register"
+    )
+
+
 class ModelRequestError(AttnCompilerError):
     """Something a model's config or a call asks of its attention that the operator cannot honour."""
 

@@ -33,7 +33,7 @@ from attncompiler.compiler import Operator
 from attncompiler.frontend import trace
 from attncompiler.integrations.composition import Request, build
 from attncompiler.integrations.conditions import counts_from_the_start
-from attncompiler.integrations.errors import RegistrationError
+from attncompiler.integrations.errors import LayerTensorError, RegistrationError
 from attncompiler.integrations.transformers_calls import elements, mask_of_call
 from attncompiler.integrations.transformers_layer import CAP_FIELDS, Layer
 from attncompiler.integrations.transformers_masks import ModelMask, make_mask
@@ -226,6 +226,15 @@ class Implementation:
                 taken = name if own is sinks else taken
             elif name in SINK_NAMES and sinks is not None:
                 found[name], taken = sinks, name
+            elif not hasattr(self.variant, "prepare"):  # which may make it
+                declared = type(self.variant)._tensors[name]
+                raise LayerTensorError(
+                    location=declared.location,
+                    layer=type(module).__name__,
+                    name=name,
+                    variant=type(self.variant).__name__,
+                    axes=", ".join(map(str, declared.axes)),
+                )
         return found, taken
 
     def _applies_cap(self, layer: Layer, softcap: float, arguments: Mapping[str, Any]) -> bool:

@@ -73,9 +73,7 @@ SUITE: tuple[tuple[Variant, tuple[str, ...]], ...] = (
 TRAINING: tuple[tuple[Variant, tuple[str, ...]], ...] = (
     (Full(), ("sdpa", "dense")),
     (Causal(), ("sdpa", "dense")),
-    (SoftCap(), ("dense",)),
     (ALiBi(), ("dense",)),
-    (SlidingWindow(), ("dense",)),
 )
 
 

@@ -287,6 +287,14 @@ def test_wrong_numbers_and_names(
         assert caught.value.remedy
 
 
+def test_tensors_go_by_name() -> None:
+    given = arguments()
+    q, k, v, sink = (given.pop(name) for name in ("q", "k", "v", "sink"))
+    for operator in (OPERATOR, attncompiler.compile(OPERATOR.variant, backend="dense")):
+        with pytest.raises(run_errors.PositionalTensorError, match=r"1 more(?s:.*)sink=\.\.\."):
+            operator(q, k, v, sink, **given)
+
+
 def test_a_missing_tensor_is_named_with_its_axes() -> None:
     for name, axes in (("sink", "h"), ("table", "rows, 2"), ("allowed", "q, k")):
         given = arguments()

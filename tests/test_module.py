@@ -13,7 +13,7 @@ from torch import nn
 import attncompiler
 from attncompiler import errors
 from attncompiler.dsl import Tensor, Variant, causal, sink_softmax
-from attncompiler.runtime.errors import DtypeError, ModuleNameError
+from attncompiler.runtime.errors import DtypeError, ModuleCaptureError, ModuleNameError
 
 
 class Learned(Variant):
@@ -138,3 +138,15 @@ def test_modules_compile() -> None:
 def test_mistakes(initial: dict[str, Any], kind: type[Exception], says: str) -> None:
     with pytest.raises(kind, match=says):
         OPERATOR.module(**initial)
+
+
+def test_a_captured_parameter_is_no_module_s() -> None:
+    weight = nn.Parameter(torch.ones(4))
+
+    class Captured(Variant):
+        def score(self, s: Any, at: Any) -> Any:
+            return s * weight[at.h]
+
+    for backend in ("cpp", "dense"):
+        with pytest.raises(ModuleCaptureError, match=r"shape \[4\](?s:.*)op.module\(weight="):
+            attncompiler.compile(Captured, backend=backend).module()

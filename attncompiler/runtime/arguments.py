@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,7 +11,16 @@ from torch import Tensor
 from attncompiler import errors
 from attncompiler.declarations import checked_value
 from attncompiler.ir.ops import Kind
+from attncompiler.runtime.errors import PositionalTensorError
 from attncompiler.variant import Variant
+
+
+def refuse_positional(variant: Variant, count: int) -> NoReturn:
+    """Raise PositionalTensorError for ``count`` arguments after q, k and v."""
+    known = [
+        f"{name}=..." for name in (*variant._tensors, *variant._parameters, "q_start", "scale")
+    ]
+    raise PositionalTensorError(variant=type(variant).__name__, count=count, known=", ".join(known))
 
 
 def split_arguments(

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 import attncompiler.oracle
-from attncompiler.runtime.arguments import split_arguments
+from attncompiler.runtime.arguments import refuse_positional, split_arguments
 from attncompiler.runtime.module import AttentionModule
 from attncompiler.user_code import shows_call
 from attncompiler.variant import Variant
@@ -33,13 +33,15 @@ class DenseOperator:
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        *,
+        *more: object,
         q_start: int = 0,
         scale: float | None = None,
         return_stats: bool = False,
         **arguments: Any,
     ) -> Any:
         """See ``Operator``."""
+        if more:
+            refuse_positional(self.variant, len(more))
         params, tensors = split_arguments(self.variant, arguments)
         result = attncompiler.oracle.attention(
             self.variant, q, k, v, q_start=q_start, scale=scale, params=params, tensors=tensors

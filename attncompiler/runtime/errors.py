@@ -103,6 +103,23 @@ class DoubleBackwardError(AttnCompilerError):
     )
 
 
+class ModuleCaptureError(AttnCompilerError):
+    """A parameter that a variant's slots captured, which a module made of it would not hold."""
+
+    message = (
+        "a module of {variant} would not hold a parameter of shape {shape} that its slots read: "
+        "no optimizer would find it, and no state_dict"
+    )
+    advice = "declare it in the variant, weight = Tensor(axes...), and give it here: op.module(weight=parameter)"
+
+
+class PositionalTensorError(AttnCompilerError):
+    """More than q, k and v given by position."""
+
+    message = "{variant} takes q, k and v by position, and {count} more were given"
+    advice = "pass the rest by name: {known}"
+
+
 class ModuleNameError(AttnCompilerError):
     """A tensor that a module cannot hold under its name."""
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from attncompiler import errors
+from attncompiler.frontend import trace
 from attncompiler.runtime.arguments import split_arguments
 from attncompiler.runtime.call_checks import check_tensor
-from attncompiler.runtime.errors import ModuleNameError
+from attncompiler.runtime.errors import ModuleCaptureError, ModuleNameError
 from attncompiler.user_code import shows_call
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class AttentionModule(nn.Module):
     def __init__(self, operator: Operator | DenseOperator, initial: Mapping[str, Any]) -> None:
         super().__init__()
         self.operator = operator
+        for captured in trace(operator.variant).captured.values():
+            if isinstance(captured, nn.Parameter):
+                raise ModuleCaptureError(variant=operator.name, shape=list(captured.shape))
         params, tensors = split_arguments(operator.variant, initial)
         self._numbers = params
         for name, value in tensors.items():

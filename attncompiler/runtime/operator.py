@@ -12,7 +12,7 @@ from torch import Tensor
 from attncompiler.backends.cpp import Specialization
 from attncompiler.ir.program import TensorDecl
 from attncompiler.preparation import run_prepare, wanted_by
-from attncompiler.runtime.arguments import number, split_arguments
+from attncompiler.runtime.arguments import number, refuse_positional, split_arguments
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     check_inputs,
@@ -85,13 +85,15 @@ class Operator:
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        *,
+        *more: object,
         q_start: int = 0,
         scale: float | None = None,
         return_stats: bool = False,
         **arguments: Any,
     ) -> Any:
         """See the class."""
+        if more:
+            refuse_positional(self.variant, len(more))
         if type(q_start) is not int:
             q_start = number(self.name, "q_start", "int", q_start)
         if scale is not None and type(scale) is not float:

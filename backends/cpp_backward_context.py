@@ -149,3 +149,5 @@ class BackwardContext:
     pairs: bool
     scale_late: bool
     dot_scale: float
+    pieces: int
+    products: list[tuple[int, int]]

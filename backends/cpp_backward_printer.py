@@ -18,6 +18,8 @@ from attncompiler.backends.cpp_backward_context import (
 from attncompiler.backends.cpp_context import (
     CPP_TYPES,
     IDENTITIES,
+    PIECES,
+    PRODUCTS,
     Specialization,
     StatText,
     identifier,
@@ -239,6 +241,8 @@ class BackwardPrinter(LoopPrinter):
             in_place=self.spec.dtype in ("float32", "float64"),
             pairs=pairs,
             scale_late=pairs,
+            pieces=PIECES[self.spec.dtype],
+            products=PRODUCTS[PIECES[self.spec.dtype]],
             dot_scale=gradient.dot_scale,
         )
 

@@ -21,6 +21,15 @@ CPP_TYPES = {
     "bool": "bool8",
 }
 INT_BOUNDS = {"int32": 2**31, "int16": 2**15, "int8": 2**7, "uint8": 2**8, "bool": 1}
+# How many bfloat16 numbers add up to an element, where a matrix unit multiplies those; 0: it has no use for one.
+PIECES = {"float32": 3, "bfloat16": 1, "float16": 2, "float64": 0}
+# The products of pieces that count, in an order in which neighbours share a factor.
+PRODUCTS = {
+    0: [],
+    1: [(0, 0)],
+    2: [(1, 0), (0, 0), (0, 1)],
+    3: [(2, 0), (1, 0), (1, 1), (0, 1), (0, 0), (0, 2)],
+}
 IDENTITIES = {"max": "-infinity", "min": "infinity", "sum": "real(0)"}
 
 
@@ -143,6 +152,8 @@ class Context:
     in_place: bool
     pairs: bool
     scale_late: bool
+    pieces: int
+    products: list[tuple[int, int]]
 
 
 def identifier(name: str) -> str:

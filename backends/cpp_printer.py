@@ -5,6 +5,8 @@ from __future__ import annotations
 from attncompiler.backends.cpp_context import (
     CPP_TYPES,
     IDENTITIES,
+    PIECES,
+    PRODUCTS,
     Context,
     FinishText,
     PassText,
@@ -160,9 +162,11 @@ class CppPrinter(LoopPrinter):
             certain=self.scalar(kernel.certain),
             packs_heads=kernel.packs_heads,
             masked=any(p.masked for p in passes),
-            tile=96,
+            tile=64 if PIECES[self.spec.dtype] else 96,
             tiles=max(1, *(len(p.accumulators) for p in passes)),
             in_place=self.spec.dtype in ("float32", "float64"),
             pairs=self.spec.dtype == "bfloat16",
             scale_late=self.spec.dtype == "bfloat16",
+            pieces=PIECES[self.spec.dtype],
+            products=PRODUCTS[PIECES[self.spec.dtype]],
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,18 +16,32 @@ from attncompiler.backends import cpp
 from attncompiler.runtime.cache import content_key, entry
 from attncompiler.runtime.toolchain import find_toolchain
 
-# What ATTNCOMPILER_CXXFLAGS may add: the widest instruction set here, AVX2, and what every x86-64 machine has.
-BUILDS = {"native": "", "avx2": "-mno-avx512f", "sse2": "-march=x86-64"}
+# What ATTNCOMPILER_CXXFLAGS may add: the widest instruction set here, AVX-512 without tile registers, AVX2, and what
+# every x86-64 machine has.
+BUILDS = {"native": "", "vectors": "-mno-amx-tile", "avx2": "-mno-avx512f", "sse2": "-march=x86-64"}
 REALS = {"float": np.float32, "double": np.float64}
 
 Array = np.ndarray
+
+
+def has_tiles() -> bool:
+    """Whether builds for this machine multiply with tile registers."""
+    info = Path("/proc/cpuinfo")
+    known = info.is_file() and "amx_bf16" in info.read_text().split()
+    toolchain = find_toolchain()
+    probe = [*toolchain.command, *toolchain.flags, "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(probe, capture_output=True, text=True, check=True)
+    return known and "__AMX_BF16__" in done.stdout
 
 
 def runs_here(build: str) -> bool:
     """Whether this machine executes a build's instructions (and its compiler knows its flags)."""
     info = Path("/proc/cpuinfo")
     flags = info.read_text().split() if info.is_file() else []
-    return {"native": True, "avx2": "avx2" in flags, "sse2": "sse2" in flags}[build]
+    tiles = has_tiles()  # without them, "vectors" is what "native" is
+    return {"native": True, "vectors": tiles, "avx2": "avx2" in flags, "sse2": "sse2" in flags}[
+        build
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Turns a C++ source into a shared library with the machine's own compiler.
 
 ``$CXX`` chooses the compiler; ``$ATTNCOMPILER_CXXFLAGS`` adds flags after ours, so that it can narrow the instruction
-set: ``-mno-avx512f`` (AVX2) or ``-march=x86-64`` (SSE2). Both are part of a build's key in the cache.
+set: ``-mno-amx-tile`` (no tile registers), ``-mno-avx512f`` (AVX2) or ``-march=x86-64`` (SSE2). Both are part of a
+build's key in the cache.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shlex
@@ -88,7 +90,8 @@ def _toolchain(chosen: str, path: str, extra: str) -> Toolchain:
             raise MissingCompilerError(detail="tried g++, clang++ and c++")
         command = (found,)
     native = "-mcpu=native" if platform.machine() in ("arm64", "ppc64le") else "-march=native"
-    flags = (*OPTIMISATION, *EXACTNESS, native, *LIBRARY, *_openmp(), *shlex.split(extra))
+    refused = () if tiles_are_lent() else ("-mno-amx-tile",)
+    flags = (*OPTIMISATION, *EXACTNESS, native, *refused, *LIBRARY, *_openmp(), *shlex.split(extra))
     stat = Path(found).resolve().stat()
     identity = f"{' '.join(command)} {Path(found).resolve()} {stat.st_size} {stat.st_mtime_ns}"
     return Toolchain((found, *command[1:]), identity, flags)
@@ -97,6 +100,18 @@ def _toolchain(chosen: str, path: str, extra: str) -> Toolchain:
 def _openmp() -> tuple[str, ...]:
     # Apple's compiler takes the pragma only through its preprocessor and ships no runtime of its own.
     return ("-Xpreprocessor", "-fopenmp") if platform.system() == "Darwin" else ("-fopenmp",)
+
+
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64
+
+
+@cache
+def tiles_are_lent() -> bool:
+    """False where the processor has tile registers and the system does not let this process use them."""
+    has_tiles = platform.system() == "Linux" and " amx_tile " in f"{processor()} "
+    if not has_tiles or platform.machine() != "x86_64":
+        return True
+    return bool(ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) == 0)
 
 
 @cache

@@ -184,15 +184,15 @@ class LoopPrinter:
             for d in self.scalars(lets)
         ]
 
-    def lane_printer(self, nonpositive: frozenset[Expr]) -> LanePrinter:
-        """A printer of the element loop's expressions."""
+    def lane_printer(self, nonpositive: frozenset[Expr], weights: bool = True) -> LanePrinter:
+        """A printer of the element loop's expressions; ``weights``: they may be as coarse as the element type."""
         printer: LanePrinter
 
         def leaf(expr: Expr) -> Text:
             return self.lane_leaf(printer, expr)
 
         # A weight that is rounded to 8 or 11 bits needs no more than a cubic.
-        degree = 3 if self.spec.dtype in ("bfloat16", "float16") else 5
+        degree = 3 if weights and self.spec.dtype in ("bfloat16", "float16") else 5
         printer = LanePrinter(leaf, self.bounds, self.narrow, nonpositive, degree)
         return printer
 

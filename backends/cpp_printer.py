@@ -18,7 +18,7 @@ from attncompiler.backends.cpp_context import (
 )
 from attncompiler.backends.cpp_expr import Definition
 from attncompiler.backends.cpp_loops import LANE_TYPES, LoopPrinter
-from attncompiler.ir.expr import Dot, Score, walk
+from attncompiler.ir.expr import Call, Dot, Expr, OldStat, Score, Stat, walk
 from attncompiler.ir.kernel import Kernel, KernelPass, StatUpdate, WeightTile
 
 
@@ -77,7 +77,7 @@ class CppPrinter(LoopPrinter):
         elements = printer.define(bodies, "t")
         body_texts = {body: printer(body).code for body in bodies}
         # Factors are used after the walk over the keys, where the names of elements no longer exist.
-        after = self.lane_printer(kernel_pass.nonpositive)
+        after = self.lane_printer(self.falling(factors), weights=False)
         factor_lets = after.define(factors, "f")
         used = [*heads, *bodies, *factors, *(x.expr for x in sweep.lanes)]
         return SweepText(
@@ -113,6 +113,22 @@ class CppPrinter(LoopPrinter):
                 for slot, w in enumerate(sweep.weights)
             ],
         )
+
+    def falling(self, factors: list[Expr]) -> frozenset[Expr]:
+        """The exponentials by which a statistic that only grows is rescaled: their argument is never positive."""
+        operators = {s.name: s.op for s in self.kernel.plan.stats}
+        found = set()
+        for node in walk(*factors):
+            match node:
+                case Call("exp" | "exp2", (Call("sub", (OldStat(old), Stat(new))),)):
+                    falls = old == new and operators[new] == "max"
+                case Call("exp" | "exp2", (Call("sub", (Stat(new), OldStat(old))),)):
+                    falls = old == new and operators[new] == "min"
+                case _:
+                    falls = False
+            if falls:
+                found.add(node)
+        return frozenset(found)
 
     def finish_text(self) -> FinishText:
         """The end of a row."""

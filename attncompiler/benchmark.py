@@ -20,6 +20,7 @@ import torch
 
 from attncompiler.comparison import Row, Size, compare, inputs_for
 from attncompiler.dsl import Tensor, Variant, causal, tanh
+from attncompiler.runtime.toolchain import processor, tiles_are_lent
 
 
 class Full(Variant):
@@ -125,9 +126,10 @@ def machine() -> dict[str, object]:
     if cpuinfo.exists():
         names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
+    tiles = " amx_tile " in f"{processor()} " and tiles_are_lent()
     return {
         "processor": model,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": torch.backends.cpu.get_cpu_capability() + (" and AMX" if tiles else ""),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),

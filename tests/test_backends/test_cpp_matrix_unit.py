@@ -140,14 +140,14 @@ def test_gradients_where_rows_have_any_size(which: str, size: float) -> None:
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-20, 1e-30])
 def test_gradients_of_tiny_losses(scale: float) -> None:
-    """The same bits as those of an ordinary loss, but for the power of two."""
+    """Those of an ordinary loss times a power of two, to rounding: vectors may take the place of tiles."""
     q, k, v = (x.requires_grad_() for x in inputs(rows=100))
     go, by = draw(*q.shape, seed=3), 2.0 ** round(math.log2(scale))
     op = attncompiler.compile(Plain)
     usual = torch.autograd.grad(op(q, k, v), (q, k, v), go)
     tiny = torch.autograd.grad(op(q, k, v), (q, k, v), go * by)
     for x, y in zip(usual, tiny, strict=True):
-        assert (x - y / by).abs().max() <= 4 * torch.finfo(x.dtype).eps * x.abs().max()
+        assert (x - y / by).abs().max() <= 16 * torch.finfo(x.dtype).eps * x.abs().max()
 
 
 def test_same_operator_without_tile_registers(monkeypatch: pytest.MonkeyPatch) -> None:

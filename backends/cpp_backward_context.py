@@ -145,6 +145,7 @@ class BackwardContext:
     packs_heads: bool
     masked: bool
     tile: int
+    matrix_tile: int
     in_place: bool
     pairs: bool
     scale_late: bool

@@ -44,9 +44,11 @@ from attncompiler.ir.expr import (
 from attncompiler.ir.gradient import Gradient
 from attncompiler.ir.program import ReduceOp, TensorDecl
 
-# Keys in a tile. A short one wastes less on the diagonal of a causal mask and keeps two products of it in the
-# first-level caches; pairs of bfloat16 are half as long to read. Matrix units want multiples of 32.
-TILES = {"float64": 48, "float32": 64, "float16": 64, "bfloat16": 96}
+# Keys in a tile, by whether products may run on pairs of bfloat16, half as long to read. A short tile wastes less on
+# the diagonal of a causal mask and keeps two products of it in the first-level caches. A matrix unit wants multiples
+# of 32.
+TILES = {False: 48, True: 96}
+MATRIX_TILES = {False: 64, True: 96}
 
 
 class BackwardPrinter(LoopPrinter):
@@ -237,7 +239,8 @@ class BackwardPrinter(LoopPrinter):
             certain=self.scalar(backward.certain),
             packs_heads=backward.packs_heads,
             masked=backward.passes[0].mask is not None,
-            tile=TILES[self.spec.dtype],
+            tile=TILES[pairs],
+            matrix_tile=MATRIX_TILES[pairs],
             in_place=self.spec.dtype in ("float32", "float64"),
             pairs=pairs,
             scale_late=pairs,

@@ -148,6 +148,7 @@ class Context:
     packs_heads: bool
     masked: bool
     tile: int
+    matrix_tile: int
     tiles: int
     in_place: bool
     pairs: bool

@@ -29,6 +29,7 @@ from attncompiler.ir.passes.merge_reductions import merge_reductions
 from attncompiler.ir.passes.stabilize import stabilize
 from attncompiler.ir.program import Program
 from attncompiler.ir.streaming import StreamingPlan
+from attncompiler.ir.tile_plan import TilePlan, plan_tiles
 from attncompiler.ir.verify import VerifyError, verify_plan, verify_program
 from attncompiler.ir.verify_gradient import verify_gradient
 from attncompiler.ir.verify_kernel import verify_kernel
@@ -66,6 +67,11 @@ class Compilation:
     def gradient(self) -> Gradient:
         """The derived backward; worked out when a call, or ``explain``, first asks for it."""
         return _verified("differentiate", differentiate(self.plan), verify_gradient)
+
+    @cached_property
+    def tile_plan(self) -> TilePlan:
+        """How a planning kernel classifies the tiles of the mask."""
+        return plan_tiles(self.plan.program)
 
     def backward(self, wanted: frozenset[str]) -> Backward:
         """The loops of the backward that gives gradients to q, k, v and to the tensors in ``wanted``."""

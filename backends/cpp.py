@@ -13,10 +13,12 @@ from attncompiler.backends.cpp_backward_context import BackwardContext
 from attncompiler.backends.cpp_backward_printer import BackwardPrinter
 from attncompiler.backends.cpp_context import Context, Specialization
 from attncompiler.backends.cpp_printer import CppPrinter
+from attncompiler.backends.cpp_tile_plan import TilePlanContext, TilePlanPrinter
 from attncompiler.ir.backward import Backward
 from attncompiler.ir.kernel import Kernel
+from attncompiler.ir.tile_plan import TilePlan
 
-__all__ = ["Specialization", "render", "render_backward"]
+__all__ = ["Specialization", "render", "render_backward", "render_tile_plan"]
 
 
 def render(
@@ -35,7 +37,12 @@ def render_backward(
     return _filled("backward.cpp.j2", context)
 
 
-def _filled(name: str, context: Context | BackwardContext) -> str:
+def render_tile_plan(plan: TilePlan, spec: Specialization, title: str, definition: str) -> str:
+    """The C++ source of the planning kernel of a mask; ``spec.tensors`` are the types of what the plan reads."""
+    return _filled("tile_plan.cpp.j2", TilePlanPrinter(plan, spec).context(title, definition))
+
+
+def _filled(name: str, context: Context | BackwardContext | TilePlanContext) -> str:
     template = _environment().get_template(name)
     fields = {f.name: getattr(context, f.name) for f in dataclasses.fields(context)}
     draft = template.render(**fields, math="")

@@ -142,6 +142,7 @@ class BackwardContext:
     live: bool
     possible: str
     certain: str
+    planned: bool
     packs_heads: bool
     masked: bool
     tile: int

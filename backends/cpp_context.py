@@ -145,6 +145,7 @@ class Context:
     kept: list[str]
     possible: str
     certain: str
+    planned: bool
     packs_heads: bool
     masked: bool
     tile: int

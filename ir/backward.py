@@ -94,6 +94,7 @@ class Backward:
     row_grads: tuple[Scatter, ...]
     possible: Expr
     certain: Expr
+    planned: bool
     packs_heads: bool
     params: tuple[ParamDecl, ...]
     tensors: tuple[TensorDecl, ...]

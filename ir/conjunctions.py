@@ -14,7 +14,7 @@ from itertools import product
 
 from attncompiler.ir.expr import Call, Const, Expr, Index, Load, kind_of
 from attncompiler.ir.intervals import Box, Form, Range, bounds, corner_bounds
-from attncompiler.ir.linear import Linear, is_uniform, linear, to_expression, total
+from attncompiler.ir.linear import Linear, is_coarse, is_uniform, linear, to_expression, total
 from attncompiler.ir.passes.canonicalize import make
 
 Literal = tuple[Expr, bool]
@@ -180,7 +180,7 @@ def _some_element(load: Expr, box: Box, test: Callable[[Expr], Expr]) -> list[Ex
     A box that touches at most two blocks along each axis reads the elements at its corners. Of a larger one nothing
     is known.
     """
-    if not isinstance(load, Load) or not all(map(_is_coarse, load.indices)):
+    if not isinstance(load, Load) or not all(map(is_coarse, load.indices)):
         return []
     places = [bounds(index, box).both() for index in load.indices]
     known = [both for both in places if both is not None]
@@ -192,17 +192,6 @@ def _some_element(load: Expr, box: Box, test: Callable[[Expr], Expr]) -> list[Ex
     corners = product(*(dict.fromkeys(both) for both in known))
     passed = (test(Load(load.tensor, corner, load.kind)) for corner in corners)
     return [reduce(partial(make, "or"), passed, far)]
-
-
-def _is_coarse(index: Expr) -> bool:
-    """Whether tiles often lie within one value of an index."""
-    match index:
-        case Index("h"):
-            return True
-        case Call("floordiv", (_, size)):
-            return is_uniform(size)
-        case _:
-            return is_uniform(index)
 
 
 def _power_test(c: _Constraint) -> Expr | None:

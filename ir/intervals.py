@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from attncompiler.ir.expr import Call, Const, Expr, Index, kind_of
+from attncompiler.ir.expr import Call, Const, Expr, Index, Local, kind_of
 from attncompiler.ir.linear import Linear, is_uniform, linear, to_expression, total
 from attncompiler.ir.passes.canonicalize import make
 
@@ -37,7 +37,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Ranges of the indices, and of linear forms about which more is known than their indices tell.
+    """Ranges of the indices, of named values, and of linear forms about which more is known than their indices tell.
 
     ``decide(condition, truth, box)`` says whether a condition may have the given truth in the box
     (``ir/tiles.py``); the ranges of ``where`` ask it.
@@ -45,6 +45,7 @@ class Box:
 
     axes: Mapping[str, Range]
     decide: Decide
+    values: Mapping[Expr, Range] = field(default_factory=dict)
     forms: Mapping[Form, Range] = field(default_factory=dict)
     memo: dict[Expr, Range] = field(default_factory=dict)
 
@@ -117,6 +118,8 @@ def _atom(expr: Expr, box: Box) -> Range:
     match expr:
         case Index(axis):
             return box.axes.get(axis, Range())
+        case Local():
+            return box.values.get(expr, Range())
         case Call("min" | "max" as op, (x, y)):
             a, b = bounds(x, box), bounds(y, box)
             lo, hi = (looser, tighter) if op == "min" else (tighter, looser)

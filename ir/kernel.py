@@ -108,7 +108,8 @@ class Finish:
 class Kernel:
     """A plan arranged as loops; see the module's text.
 
-    ``possible`` and ``certain`` classify a tile from its corners (``ir/tiles.py``). ``packs_heads`` says that
+    ``possible`` and ``certain`` classify a tile from its corners (``ir/tiles.py``); with ``planned`` a call may bring
+    the states of tiles besides (``ir/tile_plan.py``). ``packs_heads`` says that
     no value inside the key loop depends on the query head except through a row value, so rows of several
     heads may share a block. ``params`` and ``tensors`` are those the kernel reads, in the program's order.
     """
@@ -119,6 +120,7 @@ class Kernel:
     finish: Finish
     possible: Expr
     certain: Expr
+    planned: bool
     packs_heads: bool
     params: tuple[ParamDecl, ...]
     tensors: tuple[TensorDecl, ...]

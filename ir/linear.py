@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from attncompiler.ir.expr import Call, Const, Expr, axes_of
+from attncompiler.ir.expr import Call, Const, Expr, Index, axes_of
 from attncompiler.ir.passes.canonicalize import make
 
 TILE_AXES = frozenset("qkh")
@@ -44,6 +44,17 @@ class Linear:
 def is_uniform(expr: Expr) -> bool:
     """Whether a value is the same for all (q, k, h) of a tile."""
     return not axes_of(expr) & TILE_AXES
+
+
+def is_coarse(index: Expr) -> bool:
+    """Whether tiles often lie within one value of an index of a tensor."""
+    match index:
+        case Index("h"):
+            return True
+        case Call("floordiv", (_, size)):
+            return is_uniform(size)
+        case _:
+            return is_uniform(index)
 
 
 def linear(expr: Expr) -> Linear:

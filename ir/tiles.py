@@ -15,19 +15,21 @@ window, prefix and chunked masks exact. Example: ``k <= q and q - k < w`` is pos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 
 from attncompiler.ir.conjunctions import Conjunction, conjunction
-from attncompiler.ir.expr import Call, Const, Expr, Param, kind_of
+from attncompiler.ir.expr import Call, Const, Expr, Load, Param, kind_of, walk
 from attncompiler.ir.intervals import Box, Range
-from attncompiler.ir.linear import is_uniform
+from attncompiler.ir.linear import is_coarse, is_uniform
 from attncompiler.ir.passes.canonicalize import make
 
 CORNERS: dict[str, tuple[Param, Param]] = {
     axis: (Param(f"{axis}_lo", "int"), Param(f"{axis}_hi", "int")) for axis in "qkh"
 }
 _LARGEST_OR = 24
+_ROUNDS_NOTHING = frozenset({"to_float"})
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 
 
@@ -39,13 +41,26 @@ class TileClass:
     certain: Expr
 
 
-def tile_class(mask: Expr) -> TileClass:
+def tile_class(mask: Expr, values: Mapping[Expr, Range] | None = None) -> TileClass:
     """The conditions of a mask (kind bool: indices, parameters, sizes, loads) on the corners.
 
-    Loads are unknown unless all their indices are uniform in a tile; then the result reads them.
+    Loads are unknown unless all their indices are uniform in a tile; then the result reads them. ``values`` are the
+    bounds of locals that the mask reads.
     """
-    box = Box({axis: Range(lo, hi) for axis, (lo, hi) in CORNERS.items()}, may_be)
+    box = Box({axis: Range(lo, hi) for axis, (lo, hi) in CORNERS.items()}, may_be, values or {})
     return TileClass(may_be(mask, True, box), negation(may_be(mask, False, box)))
+
+
+def needs_plan(mask: Expr) -> bool:
+    """Whether tiles of a mask are worth planning: it reads tensors that conditions on corners know nothing of.
+
+    A mask that computes with floating numbers is not planned: the kernel might round differently.
+    """
+    nodes = list(walk(mask))
+    fine = any(isinstance(n, Load) and not all(map(is_coarse, n.indices)) for n in nodes)
+    return fine and not any(
+        isinstance(n, Call) and kind_of(n) == "float" and n.op not in _ROUNDS_NOTHING for n in nodes
+    )
 
 
 def may_be(condition: Expr, truth: bool, box: Box) -> Expr:

@@ -21,6 +21,7 @@ from attncompiler.ir.backward import Backward
 from attncompiler.ir.expr import Index
 from attncompiler.ir.passes.lower import ROW
 from attncompiler.runtime.library import BackwardLibrary, BackwardSignature, GradientBuffer
+from attncompiler.runtime.tile_tables import TileTable, readable
 
 # Copies of a tensor's gradient may take this many bytes, or twice the gradient's own size if that is more.
 COPIES_LIMIT = 16 * 2**20
@@ -70,6 +71,7 @@ def signature_of(backward: Backward) -> BackwardSignature:
         saved=len(backward.gradient.saved),
         kept=len(backward.gradient.kept),
         grads=tuple((len(t.axes), t.name not in read) for t in backward.grads),
+        planned=backward.planned,
     )
 
 
@@ -89,6 +91,7 @@ def run_backward(
     q_start: int,
     scale: float,
     wants: tuple[bool, bool, bool] = (True, True, True),
+    table: TileTable | None = None,
 ) -> Gradients:
     """The gradients of q, k and v (as ``wants`` says) and of every tensor in ``backward.grads``, in their own dtypes.
 
@@ -96,7 +99,8 @@ def run_backward(
     with any strides; ``saved`` and ``kept_grads`` by name, [B, H, M] in the kernel's real type (float32, or float64),
     where a kept statistic without a gradient is None or missing. ``value`` is the forward's output where
     ``value_source`` says "out", its buffer of the output row where that says "real", else not read. ``scale``
-    includes the program's ``dot_factor``. All checks have been made by the caller.
+    includes the program's ``dot_factor``; ``table`` says which tiles are empty and full. All checks
+    have been made by the caller.
     """
     batch, heads, queries, head_dim = q.shape
     groups, keys, value_dim = k.shape[1], k.shape[2], v.shape[3]
@@ -132,10 +136,11 @@ def run_backward(
         serial=(sharing.serial_b, sharing.serial_g),
         scale=scale,
         params=[params[p.name] for p in backward.params],
-        tensors=[_readable(tensors[t.name]) for t in backward.tensors],
+        tensors=[readable(tensors[t.name]) for t in backward.tensors],
         saved=[saved[name].contiguous() for name in backward.gradient.saved],
         kept_grads=[_contiguous(kept_grads.get(name)) for name, _ in backward.gradient.kept],
         grads=[buffers[t.name] for t in backward.grads],
+        table=table,
     )
     return Gradients(
         q=dq,
@@ -269,8 +274,3 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 def _contiguous_rows(x: Tensor) -> Tensor:
     return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
-
-
-def _readable(x: Tensor) -> Tensor:
-    """A tensor that clamped indices can always read: an empty one becomes a single zero seen at every index."""
-    return x if x.numel() else x.new_zeros(1).as_strided(x.shape, (0,) * x.dim())

@@ -20,6 +20,7 @@ from attncompiler.runtime.call_checks import (
 )
 from attncompiler.runtime.kernels import Kernels, real_of
 from attncompiler.runtime.library import Layout, Library
+from attncompiler.runtime.tile_tables import Sizes, TileTables, readable
 
 # What torch would dispatch on for ordinary CPU tensors, with and without autograd's bookkeeping. Everything that a
 # kernel must not read as plain memory (other devices and layouts, negated views, fake tensors, subclasses with
@@ -56,7 +57,8 @@ def is_plain(tensors: Sequence[object]) -> bool:
 class Site:
     """What all calls with the same shapes, strides and dtypes share.
 
-    ``last_start`` is the largest ``q_start``; ``holes`` says that some captured tensor has no element.
+    ``last_start`` is the largest ``q_start``; ``holes`` says that some captured tensor has no element; ``tables``
+    finds the states of tiles, for masks that need it.
     """
 
     library: Library
@@ -64,6 +66,8 @@ class Site:
     shape: tuple[int, int, int, int]
     last_start: int
     holes: bool
+    sizes: Sizes
+    tables: TileTables | None
 
 
 class Launcher:
@@ -107,7 +111,7 @@ class Launcher:
         elif not 0 <= q_start <= site.last_start:
             check_inputs(q, k, v, q_start)
         if site.holes:
-            captured = [_readable(x) for x in captured]
+            captured = [readable(x) for x in captured]
         out = torch.empty(site.shape, dtype=q.dtype, device="cpu")
         kept = saved = value = None
         kept_rows: Sequence[Tensor | None] = self._none_kept
@@ -124,6 +128,15 @@ class Launcher:
                 saved_rows = [rows.get(stat.name) for stat in kernels.kernel.plan.stats]
                 if kernels.saves_value(q.dtype):
                     value = out.new_empty(site.shape, dtype=real)
+        table = None
+        if site.tables is not None:
+            kernel = self.kernels.kernel
+            table = site.tables.table(
+                site.sizes,
+                q_start,
+                {p.name: x for p, x in zip(kernel.params, numbers, strict=True)},
+                {t.name: x for t, x in zip(kernel.tensors, captured, strict=True)},
+            )
         site.library(
             q,
             k,
@@ -137,6 +150,7 @@ class Launcher:
             kept=kept_rows,
             saved=saved_rows,
             value=value,
+            table=table,
         )
         return out, kept, saved, value
 
@@ -151,9 +165,12 @@ class Launcher:
         library = self.kernels.forward(Specialization(ELEMENT_TYPES[q.dtype], *dims, types))
         shape = (*q.shape[:3], v.shape[3])
         out = torch.empty(shape, dtype=q.dtype, device="meta")
-        layout = library.layout(q, k, v, out, [_readable(x) for x in captured])
+        layout = library.layout(q, k, v, out, [readable(x) for x in captured])
         holes = any(x.numel() == 0 for x in captured)
-        return Site(library, layout, shape, LARGEST_POSITION - q.shape[2], holes)
+        names = (t.name for t in self.kernels.kernel.tensors)
+        tables = self.kernels.tables(ELEMENT_TYPES[q.dtype], dict(zip(names, types, strict=True)))
+        sizes = Sizes.of(q, k)
+        return Site(library, layout, shape, LARGEST_POSITION - q.shape[2], holes, sizes, tables)
 
 
 def launch_backward(
@@ -189,7 +206,14 @@ def launch_backward(
         _check_shape("the output row", value, (*q.shape[:3], v.shape[3]))
     for name, x in (*saved.items(), *kept_grads.items()):
         _check_shape(f"statistic {name}", x, tuple(q.shape[:3]))
-    loops, library = kernels.backward(dict(zip(names, types, strict=True)), dims, wanted)
+    types_of = dict(zip(names, types, strict=True))
+    loops, library = kernels.backward(types_of, dims, wanted)
+    tables = kernels.tables(dims[0], types_of)
+    table = None
+    if tables is not None:
+        sizes = Sizes.of(q, k)
+        read = {name: readable(x) for name, x in tensors.items()}
+        table = tables.table(sizes, q_start, params, read)
     return run_backward(
         loops,
         library,
@@ -205,6 +229,7 @@ def launch_backward(
         q_start=q_start,
         scale=scale * kernels.compilation.plan.program.dot_factor,
         wants=wants,
+        table=table,
     )
 
 
@@ -223,8 +248,3 @@ def sizes_of(q: Tensor, v: Tensor) -> dict[str, int]:
     batch, heads, queries, _ = q.shape
     _, groups, keys, value_dim = v.shape
     return {"B": batch, "H": heads, "G": groups, "M": queries, "N": keys, "Dv": value_dim}
-
-
-def _readable(x: Tensor) -> Tensor:
-    """A tensor that clamped indices can always read: an empty one becomes a single zero seen at every index."""
-    return x if x.numel() else x.new_zeros(1).as_strided(x.shape, (0,) * x.dim())

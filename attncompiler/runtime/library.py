@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from attncompiler.ir.ops import Kind
+from attncompiler.runtime.tile_tables import NOT_PLANNED, PARAMETER_CODES, TileTable
 
-_CODES: dict[Kind, str] = {"float": "d", "int": "q", "bool": "q"}
 # B, H, G, M, N and three strides each of q, k, v and out.
 _SHAPES = struct.Struct("=5q12q")
 
@@ -30,13 +30,15 @@ class Signature:
     """What the argument block holds after the fixed fields, in order.
 
     ``params`` gives the kinds of the run-time scalars, ``ranks`` the number of axes of each captured tensor,
-    ``kept`` the number of row statistics the kernel can hand to the caller, ``saved`` of those its backward reads.
+    ``kept`` the number of row statistics the kernel can hand to the caller, ``saved`` of those its backward reads,
+    ``planned`` whether the states of tiles follow.
     """
 
     params: tuple[Kind, ...]
     ranks: tuple[int, ...]
     kept: int
     saved: int
+    planned: bool = False
 
 
 class Library:
@@ -47,9 +49,11 @@ class Library:
         self._attention = ctypes.CDLL(str(path)).attention
         self._attention.argtypes = [ctypes.c_char_p]
         self._attention.restype = None
-        params = "".join(_CODES[kind] for kind in signature.params)
+        params = "".join(PARAMETER_CODES[kind] for kind in signature.params)
         tensors = "".join(f"q{16 * rank}s" for rank in signature.ranks)
         results = signature.kept + signature.saved + 1
+        results += len(NOT_PLANNED) if signature.planned else 0
+        self._unplanned = NOT_PLANNED if signature.planned else ()
         self._nothing_saved = (None,) * signature.saved
         self._block = struct.Struct(f"=4q{_SHAPES.size}s2qd{params}{tensors}{results}q")
         self._axes = tuple(struct.Struct(f"={2 * rank}q") for rank in signature.ranks)
@@ -87,12 +91,14 @@ class Library:
         kept: Sequence[torch.Tensor | None],
         saved: Sequence[torch.Tensor | None] = (),
         value: torch.Tensor | None = None,
+        table: TileTable | None = None,
     ) -> None:
         """Fill ``out`` and the given row statistics. All checks have been made by the caller.
 
         ``saved`` are the statistics of the plan, in its order, each [B, H, M] contiguous or None, or () for none of
         them; ``value`` [B, H, M, Dv], contiguous, receives the output row before the epilogue. Both are in the
-        kernel's real type. ``layout`` was made by the method of that name for tensors of the same shapes and strides.
+        kernel's real type. ``table`` says which tiles are empty and full. ``layout`` was made by the method of that
+        name for tensors of the same shapes and strides.
         """
         captured: list[int | bytes] = []
         for tensor, axes in zip(tensors, layout.axes, strict=True):
@@ -112,6 +118,7 @@ class Library:
                 *[0 if stat is None else stat.data_ptr() for stat in kept],
                 *[0 if stat is None else stat.data_ptr() for stat in saved or self._nothing_saved],
                 0 if value is None else value.data_ptr(),
+                *(self._unplanned if table is None else table.fields()),
             )
         )
 
@@ -122,7 +129,8 @@ class BackwardSignature:
 
     ``params`` and ``ranks`` as in ``Signature``, for what the backward reads; ``saved`` and ``kept`` the number of
     statistics of the forward and of gradients of kept statistics; ``grads`` the number of axes of each captured tensor
-    that receives a gradient, and whether its extents are passed with it because the kernel does not read it.
+    that receives a gradient, and whether its extents are passed with it because the kernel does not read it;
+    ``planned`` whether the states of tiles follow.
     """
 
     params: tuple[Kind, ...]
@@ -130,6 +138,7 @@ class BackwardSignature:
     saved: int
     kept: int
     grads: tuple[tuple[int, bool], ...]
+    planned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +162,12 @@ class BackwardLibrary:
         self._attention = ctypes.CDLL(str(path)).attention_backward
         self._attention.argtypes = [ctypes.c_char_p]
         self._attention.restype = None
-        params = "".join(_CODES[kind] for kind in signature.params)
+        params = "".join(PARAMETER_CODES[kind] for kind in signature.params)
         tensors = "".join("q" * (1 + 2 * rank) for rank in signature.ranks)
         grads = "".join("q" * (4 + rank * (2 if own else 1)) for rank, own in signature.grads)
         pointers = signature.saved + signature.kept
-        self._block = struct.Struct(f"=8q5q18q2q3qd{params}{tensors}{pointers}q{grads}")
+        states = len(NOT_PLANNED) if signature.planned else 0
+        self._block = struct.Struct(f"=8q5q18q2q3qd{params}{tensors}{pointers}q{grads}{states}q")
 
     def __call__(
         self,
@@ -179,6 +189,7 @@ class BackwardLibrary:
         saved: Sequence[torch.Tensor],
         kept_grads: Sequence[torch.Tensor | None],
         grads: Sequence[GradientBuffer],
+        table: TileTable | None = None,
     ) -> None:
         """Fill ``dq`` and add to the zeroed ``dk``, ``dv`` and ``grads``. All checks have been made by the caller.
 
@@ -206,4 +217,6 @@ class BackwardLibrary:
             fields += (grad.buffer.data_ptr(), *grad.copies)
             for step, extent in zip(grad.steps, grad.extents, strict=True):
                 fields += (step, extent) if own else (step,)
+        if self._signature.planned:
+            fields += NOT_PLANNED if table is None else table.fields()
         self._attention(self._block.pack(*fields))

@@ -25,7 +25,9 @@ from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.kernels import BuiltKernel, Kernels
 from attncompiler.runtime.launch import Launcher, is_plain, sizes_of
 from attncompiler.runtime.module import AttentionModule
+from attncompiler.runtime.planning import map_tiles
 from attncompiler.runtime.registration import register
+from attncompiler.tile_map import TileMap
 from attncompiler.user_code import shows_call
 
 if TYPE_CHECKING:
@@ -211,6 +213,32 @@ class Operator:
         from attncompiler.explanation import explain
 
         return explain(self.compilation)
+
+    def tile_map(
+        self,
+        lengths: int | tuple[int, int],
+        tile: tuple[int, int] = (64, 64),
+        *,
+        batch: int = 1,
+        heads: int = 1,
+        groups: int | None = None,
+        q_start: int = 0,
+        **arguments: Any,
+    ) -> TileMap:
+        """Which tiles of the mask are empty, partly allowed and full; exact, and in time and memory O(tiles).
+
+        ``lengths`` are M and N (one number: both), ``tile`` the queries and keys of a tile; ``groups`` is G, ``heads``
+        unless given. ``arguments`` are the tensors that the mask reads and new values of parameters, as at a call;
+        ``prepare`` does not run. All errors of a call that such arguments can have.
+        """
+        return map_tiles(
+            self._kernels,
+            split_arguments(self.variant, arguments, self._params, self._tensors),
+            (lengths, lengths) if isinstance(lengths, int) else lengths,
+            tile,
+            (batch, heads, heads if groups is None else groups),
+            q_start,
+        )
 
     # -- inside ------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ from attncompiler.ir.streaming import (
     readable,
     rescaling,
 )
-from attncompiler.ir.tiles import tile_class
+from attncompiler.ir.tiles import needs_plan, tile_class
 
 ROW = Call("sub", (Index("q"), Param("q_start", "int")))
 
@@ -90,6 +90,7 @@ def lower(plan: StreamingPlan) -> Kernel:
         finish=finish,
         possible=possible,
         certain=certain,
+        planned=needs_plan(program.mask),
         packs_heads=packs,
         params=tuple(p for p in program.params if p.name in names),
         tensors=tuple(t for t in program.tensors if t.name in used),

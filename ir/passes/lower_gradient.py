@@ -29,7 +29,7 @@ from attncompiler.ir.kernel import StatUpdate
 from attncompiler.ir.passes.lower import Hoisted, flatten_loads, never_positive, offset_of
 from attncompiler.ir.passes.products import factored
 from attncompiler.ir.program import Reduction
-from attncompiler.ir.tiles import tile_class
+from attncompiler.ir.tiles import needs_plan, tile_class
 
 Flat = Callable[[Expr], Expr]
 
@@ -99,6 +99,7 @@ def lower_gradient(gradient: Gradient, wanted: frozenset[str]) -> Backward:
         row_grads=row_grads,
         possible=possible,
         certain=certain,
+        planned=needs_plan(program.mask),
         packs_heads=packs,
         params=tuple(p for p in program.params if p.name in names),
         tensors=tuple(t for t in program.tensors if t.name in used),

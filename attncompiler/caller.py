@@ -27,7 +27,9 @@ def user_location(boundary: CodeType | None = None) -> Location | None:
     while frame is not None:
         if frame.f_code is boundary or frame.f_code.co_filename.startswith(_COMMANDS):
             return None
-        if not frame.f_code.co_filename.startswith(skipped):
+        # A dataclass's __init__ has no file, but the globals of its module.
+        ours = frame.f_globals.get("__name__", "").startswith("attncompiler.")
+        if not ours and not frame.f_code.co_filename.startswith(skipped):
             return _location(frame)
         frame = frame.f_back
     return None

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar, overload
 
+import torch
+
+from attncompiler.declarations import Tensor
 from attncompiler.errors import InternalError
 from attncompiler.frontend import Trace, trace
 from attncompiler.ir.backward import Backward
 from attncompiler.ir.gradient import Gradient
 from attncompiler.ir.kernel import Kernel
+from attncompiler.ir.passes.arrange import arrange
 from attncompiler.ir.passes.canonicalize import canonicalize
 from attncompiler.ir.passes.derive import derive
 from attncompiler.ir.passes.differentiate import differentiate
@@ -110,12 +114,33 @@ def compile_levels(traced: Trace) -> Compilation:
     program = traced.program
     verify_program(program)
     steps = [("trace", program)]
+    if traced.variant.layout is not None:
+        traced = arranged(traced)
+        program = traced.program
+        verify_program(program)
+        steps.append(("arrange", program))
     for name, run in PASSES:
         program = _verified(name, run(program), verify_program)
         steps.append((name, program))
     plan = _verified("derive", derive(program), verify_plan)
     kernel = _verified("lower", lower(plan), verify_kernel)
     return Compilation(traced, tuple(steps), plan, kernel)
+
+
+def arranged(traced: Trace) -> Trace:
+    """The trace with positions renamed for the variant's layout; the operator gives it the order of tokens."""
+    taken = set(traced.tensors) | set(traced.params)
+    names = tuple(
+        next(n for n in (f"order_{axis}{'_' * i}" for i in range(len(taken) + 1)) if n not in taken)
+        for axis in "qk"
+    )
+    declared = {n: Tensor(axis, dtype=torch.int32) for n, axis in zip(names, "qk", strict=True)}
+    return replace(
+        traced,
+        program=arrange(traced.program, *names),
+        tensors=traced.tensors | declared,
+        orders=names,
+    )
 
 
 def _verified(name: str, level: T, verify: Callable[[T], None]) -> T:

@@ -40,6 +40,7 @@ from attncompiler.functions import (
     to_int,
     where,
 )
+from attncompiler.layouts import Boxes
 from attncompiler.prelude.masks import (
     block_causal,
     causal,
@@ -75,7 +76,7 @@ from attncompiler.prelude.scores import alibi, alibi_slopes, relative_table, sof
 from attncompiler.variant import Variant
 
 __all__ = [
-    "Tensor", "Value", "Variant", "affine_scaled", "alibi", "alibi_slopes", "bit_length",
+    "Boxes", "Tensor", "Value", "Variant", "affine_scaled", "alibi", "alibi_slopes", "bit_length",
     "block_causal", "causal", "cdiv", "ceil", "chunked", "clamp", "cog", "cos", "dilated",
     "document", "erf", "exp", "exp2", "expm1", "floor", "global_window", "halo", "inf", "is_pow2",
     "log", "log1p", "log2", "maximum", "minimum", "neighborhood", "next_scale", "power_of_two",

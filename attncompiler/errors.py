@@ -216,6 +216,13 @@ class DeclarationError(AttnCompilerError):
     advice = "{fix}"
 
 
+class LayoutDeclarationError(AttnCompilerError):
+    """A layout that no grid can have."""
+
+    message = "{name} of a layout cannot be {value!r}"
+    advice = "{fix}"
+
+
 class UnknownParameterError(AttnCompilerError):
     """A keyword that names no parameter of the variant."""
 

@@ -13,6 +13,7 @@ from attncompiler.ir.expr import Expr, Local, OldStat, substitute
 from attncompiler.ir.gradient_printer import print_gradient
 from attncompiler.ir.kernel import Kernel
 from attncompiler.ir.kernel_printer import print_kernel
+from attncompiler.ir.passes.arrange import arrange
 from attncompiler.ir.passes.stabilize import explain_stabilize
 from attncompiler.ir.printer import Names, print_expression, print_plan, print_program
 from attncompiler.ir.program import Program
@@ -79,6 +80,7 @@ def _rewriting(steps: tuple[tuple[str, Program], ...]) -> Iterator[str]:
     from attncompiler.compiler import PASSES
 
     purpose = {name: _purpose(run) for name, run in PASSES}
+    purpose["arrange"] = _purpose(arrange)
     idle = []
     for (_, before), (name, after) in pairwise(steps):
         note = NOTES[name](before) if name in NOTES else ""
@@ -95,7 +97,7 @@ def _rewriting(steps: tuple[tuple[str, Program], ...]) -> Iterator[str]:
             yield _indented(note, "     ")
 
 
-def _purpose(run: Callable[[Program], Program]) -> str:
+def _purpose(run: Callable[..., Program]) -> str:
     """The first sentence of the module of a pass, which says what it turns into what."""
     text = sys.modules[run.__module__].__doc__ or ""
     first = " ".join(text.split("\n\n")[0].split()).removesuffix(".")

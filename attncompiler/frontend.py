@@ -29,7 +29,7 @@ class Trace:
     declarations by name, those only ``prepare`` reads and captured torch tensors included; ``captured`` the captured
     torch tensors themselves. ``slot_locations`` gives the definition of each slot the variant overrides.
     ``scale`` is None for 1/sqrt(D). ``definition`` is the source of what was traced where that is no class, and
-    ``origin`` the call that traced it.
+    ``origin`` the call that traced it. ``orders`` names the tensors of the layout's order of queries and of keys.
     """
 
     program: Program
@@ -41,6 +41,7 @@ class Trace:
     slot_locations: dict[str, Location]
     definition: str = ""
     origin: str = ""
+    orders: tuple[str, ...] = ()
 
 
 def trace(variant: Variant) -> Trace:

@@ -66,7 +66,14 @@ def attention(
         )
         if scale is None:
             scale = variant.scale if "scale" not in values else float(values["scale"])
-        return _Evaluation(variant, q, k, v, given, values, q_start, scale).run()
+        layout = variant.layout
+        if layout is None or layout.permuted_by == "op":
+            return _Evaluation(variant, q, k, v, given, values, q_start, scale).run()
+        # Formulas mean row-major positions; the caller's tokens are in another order.
+        q, k, v = (layout.restored(x) for x in (q, k, v))
+        found = _Evaluation(variant, q, k, v, given, values, q_start, scale).run()
+        stats = {name: layout.arranged(x) for name, x in found.stats.items()}
+        return OracleResult(layout.arranged(found.out), stats)
 
 
 class _Evaluation:

@@ -16,6 +16,7 @@ from attncompiler.declarations import (
 )
 from attncompiler.functions import Value
 from attncompiler.ir.ops import Kind
+from attncompiler.layouts import Boxes
 from attncompiler.prelude.normalizers import softmax
 from attncompiler.slots import check_slots
 
@@ -35,12 +36,14 @@ class Variant:
     - ``prepare(self, q, k, v, **tensors)``: ordinary torch before the kernel; returns q, k, v and, if you like, a dict
       of declared tensors. Default nothing.
     - ``scale``: None for 1/sqrt(D), or a number.
+    - ``layout``: None, or ``Boxes(grid, tile)``: the order in which the kernel walks over tokens of a grid.
 
     Attributes annotated ``float``, ``int`` or ``bool`` are parameters: run-time scalars, given to the constructor or to
     the call, whose change rebuilds nothing. Other plain attributes are constants. ``Tensor`` attributes are inputs.
     """
 
     scale: Any = None
+    layout: ClassVar[Any] = None
     _parameters: ClassVar[dict[str, Kind]] = {}
     _tensors: ClassVar[dict[str, Tensor]] = {}
 
@@ -83,6 +86,14 @@ class Variant:
                 kind = cls._parameters[name]
                 location = attribute_location(cls, name)
                 setattr(cls, name, checked_value(cls.__name__, name, kind, value, location))
+        if cls.layout is not None and not isinstance(cls.layout, Boxes):
+            raise errors.DeclarationError(
+                location=attribute_location(cls, "layout"),
+                variant=cls.__name__,
+                name="layout",
+                detail=f"a {type(cls.layout).__name__} is no layout",
+                fix="write layout = Boxes((height, width), tile=(8, 8)), or choose another name",
+            )
         check_slots(cls, cls._tensors)
 
     def score(self, s: Value, at: Value) -> Value:

@@ -74,6 +74,13 @@ class LimitError(AttnCompilerError):
     advice = "{fix}"
 
 
+class LayoutStartError(AttnCompilerError):
+    """A call of a variant with a layout does not start at the first token."""
+
+    message = "q_start is {q_start}, but the layout of {variant} is for whole grids of tokens"
+    advice = "leave q_start out; for single queries compile the variant without its layout"
+
+
 class ForwardModeError(AttnCompilerError):
     """A call that would need a forward-mode derivative."""
 

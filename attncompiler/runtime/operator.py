@@ -13,6 +13,7 @@ from attncompiler.backends.cpp import Specialization
 from attncompiler.ir.program import TensorDecl
 from attncompiler.preparation import run_prepare, wanted_by
 from attncompiler.runtime.arguments import number, refuse_positional, split_arguments
+from attncompiler.runtime.arrangement import Arrangement
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     check_inputs,
@@ -70,6 +71,7 @@ class Operator:
         self._tensors = dict(trace.captured)
         self._numbers = tuple(self._params[n] for n in self._scalars)
         self._captured = tuple(self._tensors.get(n) for n in self._reads)
+        self._arrangement = Arrangement(trace, self._reads) if trace.orders else None
         self._default_scale = self._params.get("scale", trace.scale)
 
     def __repr__(self) -> str:
@@ -121,15 +123,19 @@ class Operator:
                 scale = params.get("scale", self._default_scale)
         elif scale is None:
             scale = self._default_scale
+        if self._arrangement is not None:
+            q, k, v, captured = self._arrangement.inputs(q, k, v, captured, q_start)
         if torch.is_autocast_enabled("cpu"):
             q, k, v = _autocast(q), _autocast(k), _autocast(v)
+        kept: Tensor | None
         if not torch.compiler.is_compiling() and is_plain((q, k, v, *captured)):
-            kept: Tensor | None
             out, kept, _, _ = self._launch(
                 q, k, v, captured, q_start, _scale(scale, q), numbers, return_stats
             )
         else:
             out, kept = self._dispatch(q, k, v, captured, q_start, scale, numbers, return_stats)
+        if self._arrangement is not None:
+            out, kept = self._arrangement.results(out, kept if return_stats else None)
         if not return_stats:
             return out
         rows = cast(Tensor, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from attncompiler.errors import ArgumentsError
@@ -38,6 +39,10 @@ def map_tiles(
         )
     params, tensors = arguments
     plan = kernels.compilation.tile_plan
+    trace = kernels.compilation.trace
+    for name, length, keys in zip(trace.orders, lengths, (False, True), strict=False):
+        order = trace.variant.layout.order(length, keys=keys)
+        tensors = {**tensors, name: order.to(torch.int32)}
     given = [tensors.get(t.name) for t in plan.tensors]
     sizes = {"B": batch, "H": heads, "G": groups, "M": lengths[0], "N": lengths[1], "Dv": 1}
     types = check_tensors(kernels.name, plan.tensors, given, sizes)

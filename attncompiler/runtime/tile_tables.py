@@ -67,7 +67,8 @@ class PlanLibrary:
     ) -> tuple[Tensor, Tensor | None]:
         """The states int8 ``[1 or B, 1 or H, rows, columns]``, and with ``count`` the number of allowed pairs.
 
-        That is int64 ``[1 or B, 1 or H]``. ``tile`` is how many queries and keys a tile has. All checks of the tensors have been made by the caller.
+        That is int64 ``[1 or B, 1 or H]``. ``tile`` is how many queries and keys a tile has. All checks of the tensors
+        have been made by the caller.
         """
         batches = sizes.batch if self.plan.by_batch else min(sizes.batch, 1)
         heads = sizes.heads if self.plan.by_head else min(sizes.heads, 1)

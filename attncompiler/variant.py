@@ -35,12 +35,15 @@ class Variant:
     - ``prepare(self, q, k, v, **tensors)``: ordinary torch before the kernel; returns q, k, v and, if you like, a dict
       of declared tensors. Default nothing.
     - ``scale``: None for 1/sqrt(D), or a number.
+    - ``sample_lengths``: where ``explain`` shows the mask: a number of positions, or (queries, keys). A mask made for a
+      grid of one size names that size.
 
     Attributes annotated ``float``, ``int`` or ``bool`` are parameters: run-time scalars, given to the constructor or to
     the call, whose change rebuilds nothing. Other plain attributes are constants. ``Tensor`` attributes are inputs.
     """
 
     scale: Any = None
+    sample_lengths: ClassVar[int | tuple[int, int]] = 512
     _parameters: ClassVar[dict[str, Kind]] = {}
     _tensors: ClassVar[dict[str, Tensor]] = {}
 

@@ -54,7 +54,7 @@ def sample_map(
             name="a length of the tile map",
             value=max(queries, keys),
             limit=f"masks are evaluated pair by pair up to {LONGEST}",
-            fix=f"show the mask at lengths up to {LONGEST}; work ratios change little beyond a few windows",
+            fix=f"show the mask at lengths up to {LONGEST}",
         )
     sizes = {"B": batch, "H": heads, "G": heads, "M": queries, "N": keys, "D": _WIDTH, "Dv": _WIDTH}
     generator = torch.Generator().manual_seed(seed)

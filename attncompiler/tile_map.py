@@ -142,6 +142,7 @@ def _extents(length: int, tile: int) -> Tensor:
 def _blocks(states: Tensor, rows: int, columns: int, *, fill: int) -> Tensor:
     """``[b, h, blocks, rows, blocks, columns]``, padded with ``fill``."""
     high, wide = states.shape[-2:]
+    rows, columns = min(rows, max(high, 1)), min(columns, max(wide, 1))
     padding = (0, -wide % columns, 0, -high % rows)
     padded = torch.nn.functional.pad(states, padding, value=fill)
     shape = (-(-high // rows), rows, -(-wide // columns), columns)

@@ -34,7 +34,7 @@ def compare_shapes(finest: TileMap, sizes: Sequence[int] = SIZES) -> Shapes:
 
     Sides that this map's tiles do not divide, and those for which a smaller side already holds all positions, are
     left out; when none is left, the map's own tile stands alone. ``best`` is the largest tile whose speed-up is within
-    5 % of the highest.
+    5% of the highest.
     """
     rows, columns = (
         [s for s, before in zip(sizes, (0, *sizes), strict=False) if s % own == 0 and before < n]
@@ -122,7 +122,7 @@ def named(axis: str, index: int, extent: int) -> str:
 
 def _table(shapes: Shapes) -> Iterator[str]:
     yield "   Speed-up over dense and work ratio of tiles of queries (down) by keys (across);"
-    yield "   * is the largest tile within 5 % of the best:"
+    yield "   * is the largest tile within 5% of the best:"
     columns = sorted({c for _, c in shapes.maps})
     yield "     " + " " * 5 + "".join(f"{c:>15}" for c in columns)
     for r in sorted({r for r, _ in shapes.maps}):

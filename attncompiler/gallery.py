@@ -30,9 +30,9 @@ So what a mask saves depends on how its pairs fall into tiles. Below are the mas
 ones full.
 
 *Allowed* is the share of allowed pairs; *bound* the speed-up over dense that no tiling can beat (all over allowed
-pairs); then what {tile} tiles reach (all over visited pairs); *best tiles* are the largest within 5% of the best of 16 to
-256 queries by 16 to 256 keys. Parameters have the values in the files, tensors those that `attncompiler check` would
-draw, and the lengths are `sample_lengths`: 512 unless the file says otherwise, so a wider window does not show. For your
+pairs); then what {tile} tiles reach (all over visited pairs); *best tiles* are the largest within 5% of the best of 16
+to 256 queries by 16 to 256 keys. Parameters have the values in the files, tensors those that `attncompiler check` would
+draw. The lengths are `sample_lengths`, 512 unless the file says otherwise, so a wider window does not show. For your
 own mask, other lengths and other tiles: `attncompiler explain FILE --lengths 1024 --tile 64 --picture mask.svg`.
 This page is written by `make pictures`.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from attncompiler.compiler import compile as compile_variant
-from attncompiler.dsl import Variant, causal
+from attncompiler.dsl import Variant, causal, neighborhood
 from attncompiler.mask_sample import sample_map
 from attncompiler.tile_map import EMPTY, FULL, PARTIAL, TileMap
 from attncompiler.tile_picture import (
@@ -55,6 +55,39 @@ def test_the_best_shape_is_the_largest_of_those_as_good() -> None:
     assert shapes.best.tile == (64, 64)
     assert shapes.best.tiling_speedup == shapes.best.speedup_bound == 8
     assert shapes.maps[128, 64].tiling_speedup == 4
+
+
+class Neighborhood(Variant):
+    """One axis of generalized neighborhood attention."""
+
+    window: int = 24
+    stride: int = 1
+
+    def mask(self, at):
+        return neighborhood(at, self.window, stride=self.stride)
+
+
+@pytest.mark.parametrize(
+    ("stride", "tile", "speedup", "partial"),
+    [(1, (32, 32), 3.66, 48), (32, (32, 32), 3.66, 48), (64, (64, 32), 4.0, 0)],
+)
+def test_strides_that_fit_the_tiles_reach_the_bound(
+    stride: int, tile: tuple[int, int], speedup: float, partial: int
+) -> None:
+    # A quarter of 4096 tokens, window 1024, strides 1, 128 and 256 in tiles of 128 and 256 by 128; without a stride that
+    # fits, two tiles are partial in each of the 24 rows of tiles whose window the borders do not move.
+    tiles = sample_map(Neighborhood(window=256, stride=stride), (1024, 1024), tile)
+    assert tiles.speedup_bound == 4
+    assert tiles.tiling_speedup == pytest.approx(speedup, abs=0.005)
+    assert tiles.counts[PARTIAL] == partial
+
+
+def test_two_axes_in_tiles_of_rows_stay_far_from_the_bound() -> None:
+    # 64 x 64 tokens, window 24 x 24, two rows a tile: a pair is allowed if it is along both axes.
+    axis = sample_map(Neighborhood(), (64, 64), (1, 1)).states[0, 0]
+    mask = torch.kron(axis, axis)[None, None] > 0
+    tiles = TileMap.of_pairs("Rows", mask, (128, 128))
+    assert f"{tiles.speedup_bound:.2f} {tiles.tiling_speedup:.2f}" == "7.11 2.53"
 
 
 def test_shapes_that_a_map_cannot_tell_are_left_out() -> None:

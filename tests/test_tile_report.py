@@ -74,8 +74,8 @@ class Neighborhood(Variant):
 def test_strides_that_fit_the_tiles_reach_the_bound(
     stride: int, tile: tuple[int, int], speedup: float, partial: int
 ) -> None:
-    # A quarter of 4096 tokens, window 1024, strides 1, 128 and 256 in tiles of 128 and 256 by 128; without a stride that
-    # fits, two tiles are partial in each of the 24 rows of tiles whose window the borders do not move.
+    # A quarter of 4096 tokens, window 1024, strides 1, 128 and 256 in tiles of 128 and 256 by 128. Without a fitting
+    # stride two tiles are partial in each of the 24 rows of tiles whose window the borders do not move.
     tiles = sample_map(Neighborhood(window=256, stride=stride), (1024, 1024), tile)
     assert tiles.speedup_bound == 4
     assert tiles.tiling_speedup == pytest.approx(speedup, abs=0.005)

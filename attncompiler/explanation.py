@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 NOTES: dict[str, Callable[[Program], str]] = {"stabilize": explain_stabilize}
 
 
-def explain(compilation: Compilation) -> str:
-    """The levels of a variant as text, in the order the compiler walks through them."""
+def explain(compilation: Compilation, tile_map: Iterable[str] = ()) -> str:
+    """The levels of a variant as text, in the order the compiler walks through them.
+
+    ``tile_map``: the lines of a last chapter about the tiles of one call, see ``tile_report.chapter``.
+    """
     trace, plan, kernel = compilation.trace, compilation.plan, compilation.kernel
     traced = compilation.steps[0][1]
-    parts = [
+    parts: list[tuple[str, Iterable[str]]] = [
         ("What you wrote", _definition(trace)),
         ("What it means", [_indented(print_program(traced))]),
         ("How the formulas were rewritten", _rewriting(compilation.steps)),
@@ -42,6 +45,9 @@ def explain(compilation: Compilation) -> str:
         ("How gradients are computed", _gradients(compilation)),
         ("What stays an argument", _arguments(trace, kernel)),
     ]
+    lines = list(tile_map)
+    if lines:
+        parts.append(("The tile map", lines))
     chapters = [
         "\n".join([f"{number}. {title}", *lines])
         for number, (title, lines) in enumerate(parts, start=1)

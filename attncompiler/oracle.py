@@ -59,21 +59,61 @@ def attention(
     """
     real = q.dtype if dtype is None else dtype
     with _precision(real):
-        values = {n: _parameter(x) for n, x in (variant.parameters() | dict(params or {})).items()}
-        given = {n: _cast(t, real) for n, t in (tensors or {}).items()}
-        q, k, v, given = run_prepare(
-            variant, q.to(real), k.to(real), v.to(real), given, params=params, q_start=q_start
-        )
-        if scale is None:
-            scale = variant.scale if "scale" not in values else float(values["scale"])
+        run = _evaluation(variant, q, k, v, q_start, tensors, params, scale, real).run()
         layout = variant.layout
         if layout is None or layout.permuted_by == "op":
-            return _Evaluation(variant, q, k, v, given, values, q_start, scale).run()
-        # Formulas mean row-major positions; the caller's tokens are in another order.
+            return run
+        return OracleResult(
+            layout.arranged(run.out), {name: layout.arranged(x) for name, x in run.stats.items()}
+        )
+
+
+def allowed_pairs(
+    variant: Variant,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    q_start: int = 0,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    params: Mapping[str, float | torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The mask as bool ``[1 or B, 1 or H, M, N]``: an axis of extent 1 is one the mask does not read.
+
+    The arguments and the errors are those of ``attention``; q, k and v are what ``prepare`` may look at.
+    """
+    real = torch.float64
+    with _precision(real):
+        evaluation = _evaluation(variant, q, k, v, q_start, tensors, params, None, real)
+        mask = evaluation.mask()
+    batch, heads = (1, 1, *mask.shape)[-4:-2] if mask.dim() >= 2 else (1, 1)
+    return mask.expand(batch, heads, *evaluation.shape[2:])
+
+
+def _evaluation(
+    variant: Variant,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_start: int,
+    tensors: Mapping[str, torch.Tensor] | None,
+    params: Mapping[str, float | torch.Tensor] | None,
+    scale: float | None,
+    real: torch.dtype,
+) -> _Evaluation:
+    """A call in the precision ``real``, after ``prepare``."""
+    values = {n: _parameter(x) for n, x in (variant.parameters() | dict(params or {})).items()}
+    given = {n: _cast(t, real) for n, t in (tensors or {}).items()}
+    q, k, v, given = run_prepare(
+        variant, q.to(real), k.to(real), v.to(real), given, params=params, q_start=q_start
+    )
+    if scale is None:
+        scale = variant.scale if "scale" not in values else float(values["scale"])
+    layout = variant.layout
+    if layout is not None and layout.permuted_by == "caller":
+        # Formulas mean row-major positions.
         q, k, v = (layout.restored(x) for x in (q, k, v))
-        found = _Evaluation(variant, q, k, v, given, values, q_start, scale).run()
-        stats = {name: layout.arranged(x) for name, x in found.stats.items()}
-        return OracleResult(layout.arranged(found.out), stats)
+    return _Evaluation(variant, q, k, v, given, values, q_start, scale)
 
 
 class _Evaluation:
@@ -154,9 +194,12 @@ class _Evaluation:
             view.__dict__[name] = elements if declared.axes else grid(tensor)
         return view
 
+    def mask(self) -> torch.Tensor:
+        """Which pairs are allowed, with extent 1 along axes (or without them) that make no difference."""
+        return grid(self.view.mask(Place(self.pair_indices))).as_subclass(torch.Tensor)
+
     def run(self) -> OracleResult:
-        mask = grid(self.view.mask(Place(self.pair_indices))).as_subclass(torch.Tensor)
-        allowed = mask.expand(self.shape)
+        allowed = self.mask().expand(self.shape)
         empty = ~allowed.any(-1, keepdim=True)
         outer = counted_pairs.set(allowed)
         try:

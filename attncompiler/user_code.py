@@ -65,8 +65,8 @@ class UserCode:
 
 
 def _fix(error: Exception, variant: Variant, slot: str) -> str:
-    if slot == "prepare":
-        return "prepare is ordinary torch; the traceback of its cause is above"
+    if slot in ("prepare", "sample"):
+        return f"{slot} is ordinary torch; the traceback of its cause is above"
     if isinstance(error, NameError) and error.name is not None:
         from attncompiler import dsl
 

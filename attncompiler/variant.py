@@ -37,6 +37,8 @@ class Variant:
       of declared tensors. Default nothing.
     - ``scale``: None for 1/sqrt(D), or a number.
     - ``layout``: None, or ``Boxes(grid, tile)``: the order in which the kernel walks over tokens of a grid.
+    - ``sample_lengths``: where ``explain`` shows the mask: a number of positions, or (queries, keys). A mask made for a
+      grid of one size names that size.
 
     Attributes annotated ``float``, ``int`` or ``bool`` are parameters: run-time scalars, given to the constructor or to
     the call, whose change rebuilds nothing. Other plain attributes are constants. ``Tensor`` attributes are inputs.
@@ -44,6 +46,7 @@ class Variant:
 
     scale: Any = None
     layout: ClassVar[Any] = None
+    sample_lengths: ClassVar[int | tuple[int, int]] = 512
     _parameters: ClassVar[dict[str, Kind]] = {}
     _tensors: ClassVar[dict[str, Tensor]] = {}
 

@@ -10,5 +10,7 @@ from attncompiler.dsl import Variant
 class BottomRight(Variant):
     """Leave ``q_start`` at 0: the alignment follows from the lengths."""
 
+    sample_lengths = (256, 512)
+
     def mask(self, at):
         return at.k <= at.q + at.N - at.M

@@ -12,6 +12,7 @@ class GeneralizedNeighborhood(Variant):
     """Tokens of frames x height x width in row-major order."""
 
     grid = (5, 6, 8)
+    sample_lengths = 5 * 6 * 8
     window = (3, 4, 5)
     stride = (1, 2, 4)
     is_causal = (True, False, False)

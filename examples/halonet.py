@@ -12,6 +12,7 @@ class HaloNet(Variant):
     """The embeddings hold the distances -5 .. 5, that is -(block + halo - 1) .. block + halo - 1."""
 
     width, block, halo = 16, 4, 2
+    sample_lengths = 16 * 16
     row_embedding, column_embedding = Tensor(11, "half"), Tensor(11, "half")
     row_term, column_term = Tensor("b", "h", "q", 11), Tensor("b", "h", "q", 11)
 

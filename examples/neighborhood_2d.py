@@ -11,6 +11,7 @@ class Neighborhood2D(Variant):
     """Tokens of a height x width image in row-major order."""
 
     grid = (16, 16)
+    sample_lengths = 16 * 16
     window = 7
 
     def mask(self, at):

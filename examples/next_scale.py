@@ -14,6 +14,7 @@ class NextScale(Variant):
 
     sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     level = Tensor("position", dtype="int")
+    sample_lengths = 680
 
     def mask(self, at):
         return next_scale(at, self.level)

@@ -13,6 +13,7 @@ class Swin(Variant):
 
     width = 16
     window = 4
+    sample_lengths = 16 * 16
     shift: int = 2
     table = Tensor("h", 7, 7)
 

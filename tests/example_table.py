@@ -20,7 +20,7 @@ HEAD = """# Examples
 One idea a file, each the formula of its paper in the slots that change; whatever is not written keeps its default.
 `attncompiler check examples/cog.py` compares a file's kernel with its formula, `attncompiler explain` shows how it came
 about. *Passes* is how often the derived algorithm walks over the keys: a result of the compiler's algebra, not of the
-file. The table is written by `python tests/example_table.py`.
+file. The table is written by `python tests/example_table.py`; [docs/masks.md](../docs/masks.md) shows the masks.
 
 | file | idea | paper | slots | passes |
 |---|---|---|---|---|

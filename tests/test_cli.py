@@ -202,7 +202,79 @@ def test_check_refuses_a_case_it_cannot_read(variant: Path) -> None:
 
 def test_explain_tells_the_passes(variant: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("explain", variant) == 0
-    assert "pass" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "pass" in shown
+    assert "10. The tile map\n   512 queries and 512 keys in tiles of 64x64" in shown
+    assert "No tiling can be more than 2.00x faster than dense; 64x64 tiles reach 1.78x." in shown
+
+
+def test_explain_draws_the_tile_map(
+    variant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("mask.svg", "mask.png"):
+        options = ("--lengths", "96,100", "--tile", "24,32", "--picture", tmp_path / name)
+        assert run("explain", variant, *options) == 0
+        shown = capsys.readouterr().out
+        assert "96 queries and 100 keys in tiles of 24x32" in shown
+        assert shown.endswith(f"wrote {tmp_path / name}\n")
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_explain_maps_a_million_tokens(
+    variant: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    picture = tmp_path / "map.png"
+    options = ("--lengths", "1000000", "--tile", "4096", "--picture", picture)
+    assert run("explain", variant, *options) == 0
+    assert "1000000 queries and 1000000 keys in tiles of 4096x4096" in capsys.readouterr().out
+    assert picture.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        (("--lengths", "0"), 2, "'0' is neither a positive number nor two"),
+        (("--lengths", "1,2,3"), 2, "'1,2,3' is neither"),
+        (("--lengths", "1000000", "--tile", "3,5"), 1, "choose larger tiles"),
+        (("--tile", "64,"), 2, "'64,' is neither"),
+        (("--picture", "mask.gif"), 2, "choose a name that ends in .png or .svg"),
+        (("--picture", "no/such/folder/mask.svg"), 2, "No such file or directory"),
+        (("--head", "-1"), 2, "--head"),
+        (("--batch", "64"), 2, "--batch"),
+    ],
+)
+def test_explain_refuses_what_it_cannot_draw(
+    variant: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    status: int,
+    says: str,
+) -> None:
+    assert run("explain", variant, *options) == status
+    assert says in capsys.readouterr().err
+
+
+def test_explain_goes_on_where_the_usual_lengths_do_not_suit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "table.py"
+    path.write_text(
+        "from attncompiler.dsl import Tensor, Variant\n\n"
+        "class Table(Variant):\n"
+        '    table = Tensor(100, dtype="bool")\n\n'
+        "    def mask(self, at):\n"
+        "        return self.table[at.k]\n"
+    )
+    assert run("explain", path) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "10. The tile map\n   None at the usual lengths.\n   index 100 of tensor 'table'" in shown
+    )
+    assert "sample_lengths = (queries, keys)" in shown
+    assert run("explain", path, "--lengths", 101) == 1
+    assert "index 100 of tensor 'table'" in capsys.readouterr().err
+    assert run("explain", path, "--lengths", 100) == 0
+    assert "100 queries and 100 keys" in capsys.readouterr().out
 
 
 def test_bench_compares_with_pytorch(variant: Path, capsys: pytest.CaptureFixture[str]) -> None:

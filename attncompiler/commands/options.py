@@ -51,3 +51,21 @@ def torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def number_pair(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """An option's callback: ``512`` or ``512,1024`` as two numbers, for queries and for keys."""
+    if value is None:
+        return None
+    first, comma, second = value.partition(",")
+    try:
+        pair = int(first), int(second if comma else first)
+    except ValueError:
+        pair = 0, 0
+    if min(pair) < 1:
+        raise click.BadParameter(
+            f"{value!r} is neither a positive number nor two, such as 512,1024", context, parameter
+        )
+    return pair

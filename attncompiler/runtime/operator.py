@@ -33,6 +33,7 @@ from attncompiler.user_code import shows_call
 
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
+    from attncompiler.tile_map import TileMap
 
 __all__ = ["BuiltKernel", "Operator"]
 
@@ -214,11 +215,24 @@ class Operator:
             return self._kernels.backward_source(*self._backward(dtype, dims, tensor_dtypes or {}))
         return self._kernels.source(self._specialization(dtype, dims, tensor_dtypes or {}))
 
-    def explain(self) -> str:
-        """Every level of the compilation as text: programs, the derived plan with its reasons, the loops."""
-        from attncompiler.explanation import explain
+    def explain(
+        self,
+        tile_map: TileMap | None = None,
+        tile: tuple[int, int] | None = None,
+        *,
+        batch: int = 0,
+        head: int = 0,
+    ) -> str:
+        """Every level of the compilation as text: programs, the derived plan with its reasons, the loops.
 
-        return explain(self.compilation)
+        With ``tile_map``, a map of this variant's mask, the last chapter shows one batch and head of it in tiles of
+        ``tile`` (the map's own unless given), and what every shape made of the map's tiles would gain.
+        """
+        from attncompiler.explanation import explain
+        from attncompiler.tile_report import chapter
+
+        lines = () if tile_map is None else chapter(tile_map, tile, batch=batch, head=head)
+        return explain(self.compilation, lines)
 
     def tile_map(
         self,

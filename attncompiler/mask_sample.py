@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from attncompiler.caller import class_location
@@ -78,4 +80,5 @@ def _planned(
     from attncompiler.compiler import compile as compile_variant
 
     operator = compile_variant(variant)
-    return operator.tile_map(lengths, tile, batch=batch, heads=heads, q_start=q_start, **tensors)
+    arguments: dict[str, Any] = {"q_start": q_start, **tensors}
+    return operator.tile_map(lengths, tile, batch=batch, heads=heads, **arguments)

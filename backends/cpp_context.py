@@ -78,6 +78,7 @@ class SweepText:
     lanes: list[Definition]
     uses_dot: bool
     score_lets: list[Definition]
+    mask_lets: list[Definition]
     mask: str | None
     score: str | None
     stores_score: bool

@@ -68,9 +68,13 @@ class CppPrinter(LoopPrinter):
         plain = kernel_pass.score is Dot()
         stores = first and not plain and any(isinstance(n, Score) for n in walk(*later))
         computes = (first or plain) and (scored or stores)
-        heads = [e for e in (mask, kernel_pass.score if computes else None) if e is not None]
-        score_lets = printer.define(heads, "t")
+        masks = [] if mask is None else [mask]
+        score_lets = printer.define([kernel_pass.score] if computes else [], "t", later=masks)
+        # What only the mask reads is computed, and has names, where the mask is asked.
+        names = dict(printer.names)
+        mask_lets = printer.define(masks, "m")
         mask_text = None if mask is None else printer(mask).code
+        printer.names = names
         score = printer(kernel_pass.score).code if computes else None
         if scored and not computes:
             score = "load_real(cell)"
@@ -79,6 +83,7 @@ class CppPrinter(LoopPrinter):
         # Factors are used after the walk over the keys, where the names of elements no longer exist.
         after = self.lane_printer(self.falling(factors), weights=False)
         factor_lets = after.define(factors, "f")
+        heads = [*masks, *([kernel_pass.score] if computes else [])]
         used = [*heads, *bodies, *factors, *(x.expr for x in sweep.lanes)]
         return SweepText(
             first=first,
@@ -87,6 +92,7 @@ class CppPrinter(LoopPrinter):
             lanes=lanes,
             uses_dot=computes and any(n is Dot() for n in walk(kernel_pass.score)),
             score_lets=score_lets,
+            mask_lets=mask_lets,
             mask=mask_text,
             score=score,
             stores_score=stores,

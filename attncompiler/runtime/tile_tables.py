@@ -91,7 +91,7 @@ class PlanLibrary:
 
 @dataclass(frozen=True, slots=True)
 class TileTable:
-    """The states of all tiles of a call, as kernels read them."""
+    """The states of all tiles of a call, as kernels read them: the sides of tiles are powers of two."""
 
     states: Tensor
     tile: tuple[int, int]
@@ -105,11 +105,11 @@ class TileTable:
             heads * head if batches > 1 else 0,
             head if heads > 1 else 0,
             columns,
-            *self.tile,
+            *(side.bit_length() - 1 for side in self.tile),
         )
 
 
-NOT_PLANNED = (0, 0, 0, 0, 1, 1)
+NOT_PLANNED = (0,) * 6
 
 
 @dataclass(slots=True)

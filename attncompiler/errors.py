@@ -237,6 +237,13 @@ class ParameterTypeError(AttnCompilerError):
     advice = "{fix}"
 
 
+class TooSmallError(AttnCompilerError):
+    """A window, a block or another size of a mask that no mask can have."""
+
+    message = "the {what} is {value}"
+    advice = "give a number of at least {least}"
+
+
 class MissingParameterError(AttnCompilerError):
     """A parameter without a default that was not given."""
 

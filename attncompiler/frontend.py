@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attncompiler import errors
@@ -29,7 +29,8 @@ class Trace:
     declarations by name, those only ``prepare`` reads and captured torch tensors included; ``captured`` the captured
     torch tensors themselves. ``slot_locations`` gives the definition of each slot the variant overrides.
     ``scale`` is None for 1/sqrt(D). ``definition`` is the source of what was traced where that is no class, and
-    ``origin`` the call that traced it. ``orders`` names the tensors of the layout's order of queries and of keys.
+    ``origin`` the call that traced it. ``orders`` names the tensors of the layout's order of queries and of keys;
+    ``limits`` the least value of parameters, and what they are.
     """
 
     program: Program
@@ -42,6 +43,7 @@ class Trace:
     definition: str = ""
     origin: str = ""
     orders: tuple[str, ...] = ()
+    limits: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 def trace(variant: Variant) -> Trace:
@@ -168,7 +170,16 @@ def _finish(
     for name, declaration in rec.captured_declarations.items():
         tensors[name] = Tensor(*declaration.axes, dtype=rec.captured[name].dtype)
     values = variant.parameters() | {n: v for n, v in rec.lifted.items() if n in used}
-    return Trace(complete, values, tensors, variant, variant.scale, dict(rec.captured), locations)
+    return Trace(
+        complete,
+        values,
+        tensors,
+        variant,
+        variant.scale,
+        dict(rec.captured),
+        locations,
+        limits=rec.limits,
+    )
 
 
 def _kind_of_number(value: float) -> Kind:

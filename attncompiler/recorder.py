@@ -46,11 +46,18 @@ class Recorder:
         self.reductions: list[Reduction] = []
         self.output_reductions: list[Reduction] = []
         self.kept: dict[str, Expr] = {}
+        self.limits: dict[str, tuple[int, str]] = {}
         self.slot = ""
         self.slot_location: Location | None = None
         self._boundary = boundary
         self._reserved = reserved
         self._literals: dict[tuple[Kind, object], Param] = {}
+
+    def limit(self, parameter: str, least: int, what: str) -> None:
+        """Note that a parameter must be at least ``least``, because it is ``what``."""
+        known = self.limits.get(parameter)
+        if known is None or known[0] < least:
+            self.limits[parameter] = (least, what)
 
     def here(self) -> Location | None:
         """The user's expression that is being evaluated, or else the slot it belongs to."""

@@ -177,7 +177,7 @@ sides = st.sampled_from([1, 8, 16, 31, 32, 64, 100, 128, 600])
     st.tuples(sides, sides),
     st.integers(0, 40),
     st.integers(0, 99),
-    st.integers(0, 200),
+    st.integers(1, 200),
 )
 def test_tiles_are_classified_exactly(
     name: str, queries: int, keys: int, tile: tuple[int, int], q_start: int, seed: int, w: int

@@ -7,6 +7,7 @@ given as plain numbers or constants keep block sparsity exact; parameters work t
 from __future__ import annotations
 
 from attncompiler.functions import Value, bit_length, is_pow2, maximum, minimum
+from attncompiler.prelude.limits import at_least
 
 
 def causal(at: Value) -> Value:
@@ -19,11 +20,13 @@ def sliding_window(at: Value, window: Value) -> Value:
 
     Together with ``causal`` it is the window of Mistral 7B (arXiv:2310.06825) and Gemma: the last ``window`` keys.
     """
+    at_least(0, "sliding_window", window=window)
     return (at.q - at.k < window) & (at.k - at.q < window)
 
 
 def prefix_lm(at: Value, prefix: Value) -> Value:
     """Causal, with the first ``prefix`` keys readable by all (prefix language model, arXiv:1910.10683)."""
+    at_least(0, "prefix_lm", prefix=prefix)
     return (at.k <= at.q) | (at.k < prefix)
 
 
@@ -42,22 +45,27 @@ def dilated(at: Value, window: Value, dilation: Value) -> Value:
 
     k <= q, (q - k) mod dilation = 0, q - k < window * dilation.
     """
+    at_least(0, "dilated", window=window)
+    at_least(1, "dilated", dilation=dilation)
     distance = at.q - at.k
     return (distance >= 0) & (distance % dilation == 0) & (distance < window * dilation)
 
 
 def sink_window(at: Value, sink: Value, window: Value) -> Value:
     """Causal: the first ``sink`` keys and the last ``window`` ones (StreamingLLM, arXiv:2309.17453)."""
+    at_least(0, "sink_window", sink=sink, window=window)
     return (at.k <= at.q) & ((at.k < sink) | (at.q - at.k < window))
 
 
 def chunked(at: Value, chunk: Value) -> Value:
     """Pairs of one chunk of ``chunk`` positions: q // chunk == k // chunk (with ``causal``: Llama 4's local layers)."""
+    at_least(1, "chunked", chunk=chunk)
     return at.q // chunk == at.k // chunk
 
 
 def block_causal(at: Value, block: Value) -> Value:
     """Causal between blocks, full inside a block: k // block <= q // block (block diffusion, arXiv:2503.09573)."""
+    at_least(1, "block_causal", block=block)
     return at.k // block <= at.q // block
 
 
@@ -66,6 +74,7 @@ def shifted_chunks(at: Value, group: Value, shift: Value) -> Value:
 
     ``shift`` is a number or a value a head, such as ``self.shift[at.h]`` with 0 or group // 2.
     """
+    at_least(1, "shifted_chunks", group=group)
     return (at.k <= at.q) & ((at.q + shift) // group == (at.k + shift) // group)
 
 
@@ -74,6 +83,8 @@ def power_of_two(at: Value, block: Value, window: Value = 1, sink: Value = 1) ->
 
     ``block`` is in positions, ``window`` and ``sink`` in blocks (arXiv:2503.03588).
     """
+    at_least(1, "power_of_two", block=block)
+    at_least(0, "power_of_two", window=window, sink=sink)
     i, j = at.q // block, at.k // block
     distance = i - j
     return (at.k <= at.q) & (is_pow2(distance) | (distance < window) | (j < sink))
@@ -81,6 +92,7 @@ def power_of_two(at: Value, block: Value, window: Value = 1, sink: Value = 1) ->
 
 def global_window(at: Value, global_tokens: Value, window: Value) -> Value:
     """The first ``global_tokens`` positions read all and are read by all, others see a window (arXiv:2004.05150)."""
+    at_least(0, "global_window", global_tokens=global_tokens, window=window)
     return (at.k < global_tokens) | (at.q < global_tokens) | sliding_window(at, window)
 
 
@@ -102,6 +114,8 @@ def tree(at: Value, last_descendant: Value) -> Value:
 
 def halo(at: Value, block: Value, halo: Value) -> Value:
     """The query's block of ``block`` positions and ``halo`` more on each side (HaloNet, arXiv:2103.12731)."""
+    at_least(1, "halo", block=block)
+    at_least(0, "halo", halo=halo)
     start = at.q // block * block
     return (at.k >= start - halo) & (at.k < start + block + halo)
 
@@ -129,6 +143,9 @@ def neighborhood(
     inner: Value = 1
     for axis in reversed(range(rank)):
         length = lengths[axis]
+        at_least(
+            1, "neighborhood", window=windows[axis], stride=strides[axis], dilation=dilations[axis]
+        )
         q, k = (at.q, at.k) if rank == 1 else (at.q // inner, at.k // inner)
         if axis > 0:
             q, k = q % length, k % length
@@ -172,6 +189,8 @@ def radial(at: Value, frame: Value, width: Value) -> Value:
     ``frame`` is the number of tokens of a frame, ``width`` the band of frames two apart; all read the first frame
     (Radial Attention, arXiv:2506.19852, before its rounding to blocks).
     """
+    at_least(1, "radial", frame=frame)
+    at_least(0, "radial", width=width)
     distance = abs(at.q // frame - at.k // frame)
     band = width >> bit_length(distance)
     return (distance <= 1) | (at.k < frame) | (abs(at.q % frame - at.k % frame) <= band)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attncompiler import errors
+from attncompiler.caller import attribute_location
 from attncompiler.declarations import checked_value
 from attncompiler.ir.ops import Kind
 from attncompiler.runtime.errors import PositionalTensorError
@@ -65,3 +66,18 @@ def number(variant: str, name: str, kind: Kind, value: Any) -> Any:
         if kind == "float":
             return float(value)
     return checked_value(variant, name, kind, value, None)
+
+
+def check_limits(
+    variant: Variant, limits: Mapping[str, tuple[int, str]], values: Mapping[str, Any]
+) -> None:
+    """Raise TooSmallError for a parameter that is a window, a block ... and too small; symbols of a trace may be."""
+    for name, (least, what) in limits.items():
+        value = values.get(name)
+        if type(value) is int and value < least:
+            raise errors.TooSmallError(
+                location=attribute_location(type(variant), name),
+                what=f"parameter {name!r}, the {what},",
+                value=value,
+                least=least,
+            )

@@ -12,7 +12,7 @@ from torch import Tensor
 from attncompiler.backends.cpp import Specialization
 from attncompiler.ir.program import TensorDecl
 from attncompiler.preparation import run_prepare, wanted_by
-from attncompiler.runtime.arguments import number, refuse_positional, split_arguments
+from attncompiler.runtime.arguments import check_limits, number, refuse_positional, split_arguments
 from attncompiler.runtime.arrangement import Arrangement
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
@@ -73,6 +73,8 @@ class Operator:
         self._numbers = tuple(self._params[n] for n in self._scalars)
         self._captured = tuple(self._tensors.get(n) for n in self._reads)
         self._arrangement = Arrangement(trace, self._reads) if trace.orders else None
+        self._limits = trace.limits
+        check_limits(self.variant, self._limits, self._params)
         self._default_scale = self._params.get("scale", trace.scale)
 
     def __repr__(self) -> str:
@@ -107,6 +109,8 @@ class Operator:
         captured: Sequence[Any] = self._captured
         if arguments or self._prepares:
             params, tensors = split_arguments(self.variant, arguments, self._params, self._tensors)
+            if self._limits:
+                check_limits(self.variant, self._limits, params)
             if self._prepares:
                 q, k, v, tensors = run_prepare(
                     self.variant,
@@ -251,9 +255,11 @@ class Operator:
         unless given. ``arguments`` are the tensors that the mask reads and new values of parameters, as at a call;
         ``prepare`` does not run. All errors of a call that such arguments can have.
         """
+        params, tensors = split_arguments(self.variant, arguments, self._params, self._tensors)
+        check_limits(self.variant, self._limits, params)
         return map_tiles(
             self._kernels,
-            split_arguments(self.variant, arguments, self._params, self._tensors),
+            (params, tensors),
             (lengths, lengths) if isinstance(lengths, int) else lengths,
             tile,
             (batch, heads, heads if groups is None else groups),

@@ -72,7 +72,7 @@ class Window(Variant):
 def test_parameters_are_refused_at_the_call(backend: str) -> None:
     op = compile_variant(Window, backend=backend)
     x, span = torch.randn(1, 1, 16, 8), torch.tensor([-3])
-    with pytest.raises(TooSmallError, match="window of sliding_window.* is -1") as caught:
+    with pytest.raises(TooSmallError, match=r"window of sliding_window.* is -1") as caught:
         op(x, x, x, window=-1, span=span)
     assert caught.value.location is not None
     # An empty window, and one that a tensor holds, are windows without keys.
@@ -94,5 +94,5 @@ def test_the_larger_limit_of_two_uses_counts() -> None:
         def mask(self, at: Any) -> Any:
             return sliding_window(at, self.size) & chunked(at, self.size)
 
-    with pytest.raises(TooSmallError, match="chunk of chunked.* is 0"):
+    with pytest.raises(TooSmallError, match=r"chunk of chunked.* is 0"):
         compile_variant(Both(size=0))

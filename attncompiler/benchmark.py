@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from attncompiler import sparsity_benchmark
 from attncompiler.comparison import Row, Size, compare, inputs_for
 from attncompiler.dsl import Tensor, Variant, causal, tanh
 from attncompiler.runtime.toolchain import processor, tiles_are_lent
@@ -178,7 +179,8 @@ def replace_table(readme: Path, table: str) -> None:
         f'Measured by `make bench ARGS="--readme README.md"` on {found["threads"]} threads of a shared '
         f"{found['processor']} with {found['instructions']}, torch {found['torch']}: the peer's median time over ours "
         "and the largest error against float64 beside that of dense PyTorch in the same type, first of forward passes, "
-        "then of forward and backward passes (the error is that of the gradient of q)."
+        "then of forward and backward passes (the error is that of the gradient of q), at last of two sparse masks: "
+        "the share of our dense causal kernel's pairs that lie in visited tiles, and how near time comes to that share."
     )
     readme.write_text(f"{before}{mark}{caption}\n\n{table}\n{end}{after}")
 
@@ -206,11 +208,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for result in run_training(head_dims, rounds=options.rounds):
         trained.append(result)
         print(markdown(result), flush=True)
-    tables = [[HEADER, *map(markdown, results)], [TRAINING_HEADER, *map(markdown, trained)]]
+    print("\nsparse masks\n\n" + sparsity_benchmark.HEADER, flush=True)
+    sparse = []
+    for found in sparsity_benchmark.run(head_dims, flex=not options.no_flex, rounds=options.rounds):
+        sparse.append(found)
+        print(sparsity_benchmark.markdown(found), flush=True)
+    tables = [
+        [HEADER, *map(markdown, results)],
+        [TRAINING_HEADER, *map(markdown, trained)],
+        [sparsity_benchmark.HEADER, *map(sparsity_benchmark.markdown, sparse)],
+    ]
     table = "\n\n".join("\n".join(lines) for lines in tables)
     results += trained
     options.out.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine(), "results": [asdict(result) for result in results]}
+    report = {
+        "machine": machine(),
+        "results": [asdict(result) for result in results],
+        "sparsity": [asdict(result) for result in sparse],
+    }
     (options.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
     (options.out / "results.md").write_text(table + "\n")
     if options.readme:

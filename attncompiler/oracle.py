@@ -5,7 +5,7 @@ No compiler code is on this path: no symbols, no expressions, no passes. Autogra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,13 +46,15 @@ def attention(
     params: Mapping[str, float | torch.Tensor] | None = None,
     scale: float | None = None,
     dtype: torch.dtype | None = torch.float64,
+    listed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> OracleResult:
     """Attention as the variant defines it, dense and differentiable.
 
     q is [B, H, M, D], k [B, G, N, D], v [B, G, N, Dv], H a multiple of G; query positions start at ``q_start``.
     ``params`` overrides parameter values, ``scale`` the variant's. ``dtype`` is the precision of everything; None
     keeps that of q, which is what a dense PyTorch implementation would do. The default scale is 1/sqrt(D) of the
-    q that ``prepare`` returns.
+    q that ``prepare`` returns. ``listed(q, k)`` says which pairs may be attended at all, as a bool that
+    broadcasts to [B, H, M, N]; q and k are those that ``prepare`` returns.
 
     Raises ShapeError and MissingTensorError for inputs that do not fit, OutOfRangeError (an IndexError) for a tensor
     read outside its extent at an allowed pair.
@@ -66,7 +68,8 @@ def attention(
         )
         if scale is None:
             scale = variant.scale if "scale" not in values else float(values["scale"])
-        return _Evaluation(variant, q, k, v, given, values, q_start, scale).run()
+        evaluation = _Evaluation(variant, q, k, v, given, values, q_start, scale)
+        return evaluation.run(None if listed is None else listed(q, k))
 
 
 class _Evaluation:
@@ -147,8 +150,10 @@ class _Evaluation:
             view.__dict__[name] = elements if declared.axes else grid(tensor)
         return view
 
-    def run(self) -> OracleResult:
+    def run(self, listed: torch.Tensor | None = None) -> OracleResult:
+        """All of it; ``listed`` restricts the mask."""
         mask = grid(self.view.mask(Place(self.pair_indices))).as_subclass(torch.Tensor)
+        mask = mask if listed is None else mask & listed
         allowed = mask.expand(self.shape)
         empty = ~allowed.any(-1, keepdim=True)
         outer = counted_pairs.set(allowed)

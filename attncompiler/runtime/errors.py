@@ -74,6 +74,13 @@ class LimitError(AttnCompilerError):
     advice = "{fix}"
 
 
+class BlockListError(AttnCompilerError):
+    """A block list whose entries name no block, or one twice."""
+
+    message = "sparsity: the list of query block {row} (batch {batch}, head {head}) {detail}"
+    advice = "{fix}"
+
+
 class ForwardModeError(AttnCompilerError):
     """A call that would need a forward-mode derivative."""
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from attncompiler.backends.cpp import Specialization
+from attncompiler.block_sparse import BlockSparse
 from attncompiler.ir.program import TensorDecl
 from attncompiler.preparation import run_prepare, wanted_by
 from attncompiler.runtime.arguments import number, refuse_positional, split_arguments
+from attncompiler.runtime.block_table import Form, Heads, form_of, restricted, table_of
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     check_inputs,
@@ -37,14 +41,15 @@ __all__ = ["BuiltKernel", "Operator"]
 class Operator:
     """A compiled attention variant; call it like a function.
 
-    ``op(q, k, v, *, q_start=0, scale=None, return_stats=False, **arguments) -> out``
+    ``op(q, k, v, *, q_start=0, scale=None, return_stats=False, sparsity=None, **arguments) -> out``
 
     q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]`` with H a multiple of G; the result is
     ``[B, H, M, Dv]`` in their dtype (float32, bfloat16, float16 or float64). Any strides with a contiguous last
     axis are read in place. Query positions start at ``q_start``. ``scale`` overrides the variant's. ``arguments``
     are the declared tensors, by name, and new values of parameters. With ``return_stats`` the result is
     ``(out, stats)``, where ``stats`` holds each kept row statistic as ``[B, H, M]`` in float32 (float64 for
-    float64 inputs). A row without an allowed key gives 0 before the ``output`` slot.
+    float64 inputs). A row without an allowed key gives 0 before the ``output`` slot. ``sparsity``, a BlockSparse,
+    allows pairs of listed blocks only.
 
     The result and the statistics are differentiable with respect to q, k, v and every floating tensor. Under
     autocast q, k and v are cast as for ``scaled_dot_product_attention``; declared tensors keep their type.
@@ -69,6 +74,9 @@ class Operator:
         self._numbers = tuple(self._params[n] for n in self._scalars)
         self._captured = tuple(self._tensors.get(n) for n in self._reads)
         self._default_scale = self._params.get("scale", trace.scale)
+        self._number = next(_NUMBERS)
+        self._listed: dict[Form, tuple[Operator, str]] = {}
+        _OPERATORS[self._number] = self
 
     def __repr__(self) -> str:
         return f"<attncompiler operator {self.name}>"
@@ -89,6 +97,7 @@ class Operator:
         q_start: int = 0,
         scale: float | None = None,
         return_stats: bool = False,
+        sparsity: BlockSparse | None = None,
         **arguments: Any,
     ) -> Any:
         """See the class."""
@@ -121,13 +130,23 @@ class Operator:
             scale = self._default_scale
         if torch.is_autocast_enabled("cpu"):
             q, k, v = _autocast(q), _autocast(k), _autocast(v)
+        run = self
+        if sparsity is not None:
+            check_inputs(q, k, v, q_start)
+            form = form_of(sparsity, q, k)
+            run, table = _restricted(self._number, form.block, form.batch, form.heads)
+            given = dict(zip(self._reads, captured, strict=True))
+            given[table] = table_of(sparsity, k.shape[2])
+            captured = [given.get(n) for n in run._reads]
+            known = dict(zip(self._scalars, numbers, strict=True))
+            numbers = [known[n] for n in run._scalars]
         if not torch.compiler.is_compiling() and is_plain((q, k, v, *captured)):
             kept: Tensor | None
-            out, kept, _, _ = self._launch(
+            out, kept, _, _ = run._launch(
                 q, k, v, captured, q_start, _scale(scale, q), numbers, return_stats
             )
         else:
-            out, kept = self._dispatch(q, k, v, captured, q_start, scale, numbers, return_stats)
+            out, kept = run._dispatch(q, k, v, captured, q_start, scale, numbers, return_stats)
         if not return_stats:
             return out
         rows = cast(Tensor, kept)
@@ -244,6 +263,28 @@ class Operator:
             chosen = declared if isinstance(declared, torch.dtype) else usual
             types.append(str(tensor_dtypes.get(decl.name, chosen)).removeprefix("torch."))
         return Specialization(ELEMENT_TYPES[dtype], *dims, tuple(types))
+
+
+_NUMBERS = count()
+_OPERATORS: WeakValueDictionary[int, Operator] = WeakValueDictionary()
+
+
+def _restricted(
+    number: int, block: tuple[int, int], batch: bool, heads: Heads
+) -> tuple[Operator, str]:
+    """What runs calls of an operator with block lists of one form, and the name of its table."""
+    from attncompiler.compiler import compile_levels
+
+    operator, form = _OPERATORS[number], Form(block, batch, heads)
+    found = operator._listed.get(form)
+    if found is None:
+        trace, table = restricted(operator.compilation.trace, form)
+        found = operator._listed[form] = Operator(compile_levels(trace)), table
+    return found
+
+
+# torch.compiler.assume_constant_result, which would import all of torch's compiler: a trace calls the function as it is.
+_restricted._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _scale(given: float | None, q: Tensor) -> float:

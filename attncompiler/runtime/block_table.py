@@ -1,0 +1,202 @@
+"""Block lists of one call: turns a BlockSparse into a table of listed blocks, and a program into one that obeys it.
+
+A table is int8 ``[1 or B, 1 or G or H, blocks of queries, blocks of keys]``, 1 where a block is listed. It joins the
+mask of the program as one more tensor, so tiles of blocks that are not listed are skipped, forward and backward, and
+nothing else of the compilation changes. A program is compiled once for a size of blocks and a choice of leading axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NoReturn, cast
+
+import torch
+from torch import Tensor
+
+from attncompiler import errors
+from attncompiler.block_lists import content_of
+from attncompiler.block_sparse import BlockSparse
+from attncompiler.declarations import Tensor as Declared
+from attncompiler.frontend import Trace, definition_of
+from attncompiler.ir.expr import Axis, Const, Expr, Index, Load
+from attncompiler.ir.passes.canonicalize import make
+from attncompiler.ir.passes.lower import ROW
+from attncompiler.ir.program import TensorDecl
+from attncompiler.runtime.call_checks import check_storage, check_transforms
+from attncompiler.runtime.errors import BlockListError
+from attncompiler.runtime.launch import is_plain
+from attncompiler.runtime.registration import LIBRARY
+
+Heads = Literal["", "g", "h"]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What of block lists is fixed at compilation: the size of blocks, and what tells lists apart beside their row."""
+
+    block: tuple[int, int]
+    batch: bool
+    heads: Heads
+
+
+def form_of(sparsity: object, q: Tensor, k: Tensor) -> Form:
+    """The form of the lists of a call on checked q ``[B, H, M, D]`` and k ``[B, G, N, D]``.
+
+    Raises ArgumentsError, DeviceError or ShapeError for lists that do not fit these shapes.
+    """
+    if not isinstance(sparsity, BlockSparse):
+        raise errors.ArgumentsError(
+            name="sparsity",
+            detail=f"expected a BlockSparse, got a {type(sparsity).__name__}",
+            fix="give BlockSparse(indices, counts, block); a BlockMask of torch goes to flex_attention",
+        )
+    for name, x in (("sparsity.indices", sparsity.indices), ("sparsity.counts", sparsity.counts)):
+        check_storage(name, x)
+        if not torch.compiler.is_compiling():
+            check_transforms(name, x)
+    (batch, heads, queries, _), groups = q.shape, k.shape[1]
+    batches, lists, rows = (*(1,) * (3 - sparsity.counts.dim()), *sparsity.counts.shape)
+
+    def refuse(detail: str, fix: str) -> NoReturn:
+        raise errors.ShapeError(name="sparsity", detail=detail, fix=fix)
+
+    if batches not in (1, batch):
+        refuse(
+            f"it has lists for {batches} batches, the call has {batch}",
+            "give lists for each batch, or for one that hold for all",
+        )
+    if lists not in (1, groups, heads):
+        refuse(
+            f"it has lists for {lists} heads, the call has {heads} in {groups} groups",
+            "give lists for each head, for each group of heads, or for one that hold for all",
+        )
+    size = int(sparsity.block[0]), int(sparsity.block[1])
+    if rows != -(-queries // size[0]):
+        refuse(
+            f"it has lists for {rows} blocks of queries, the call has {-(-queries // size[0])}: {queries} queries in "
+            f"blocks of {size[0]}",
+            "give one list for each block of queries; blocks count the rows of the call, whatever q_start is",
+        )
+    return Form(size, batches != 1, "" if lists == 1 else "g" if lists == groups else "h")
+
+
+def table_of(sparsity: BlockSparse, keys: int) -> Tensor:
+    """The table of lists that ``form_of`` accepted; made once while the lists hold the same numbers.
+
+    Raises BlockListError for entries that name no block of ``keys`` keys, or one twice.
+    """
+    columns = -(-keys // sparsity.block[1])
+    lists = sparsity.indices, sparsity.counts
+    if torch.compiler.is_compiling() or not is_plain(lists):
+        return cast(Tensor, torch.ops.attncompiler.block_table(*lists, columns))
+    known: _Known | None = sparsity.__dict__.get("_known")
+    contents = tuple(content_of(x) for x in lists)
+    if known is None or not known.holds(contents, columns):
+        known = _Known(contents, columns, _table(*lists, columns))
+        object.__setattr__(sparsity, "_known", known)
+    return known.table
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A table, and what tells whether it still says what the lists say."""
+
+    contents: tuple[int | Tensor | None, ...]
+    columns: int
+    table: Tensor
+
+    def holds(self, contents: tuple[int | Tensor | None, ...], columns: int) -> bool:
+        return self.columns == columns and all(
+            torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+            for a, b in zip(self.contents, contents, strict=True)
+        )
+
+
+def _table(indices: Tensor, counts: Tensor, columns: int) -> Tensor:
+    """The table, after checking each entry of each list."""
+    while indices.dim() < 4:
+        indices, counts = indices[None], counts[None]
+    most, indices, counts = indices.shape[3], indices.long(), counts.long()
+    wrong = (counts < 0) | (counts > most)
+    if wrong.any():
+        place = _first(wrong)
+        _refuse(
+            place,
+            f"has the length {int(counts[place])}, its storage holds {most} entries",
+            "counts say how many entries of each list hold, from 0 up",
+        )
+    named = torch.arange(most) < counts[..., None]
+    outside = named & ((indices < 0) | (indices >= columns))
+    if outside.any():
+        *place, entry = _first(outside)
+        _refuse(
+            tuple(place),
+            f"names block {int(indices[(*place, entry)])}, there are {columns} blocks of keys",
+            "blocks of keys count from 0; entries that stand for none belong behind the end of a list",
+        )
+    found = torch.zeros(*indices.shape[:3], columns + 1, dtype=torch.int8)
+    found = found.scatter_(3, torch.where(named, indices, columns), 1)[..., :columns].contiguous()
+    repeated = found.sum(-1) != counts
+    if repeated.any():
+        place = _first(repeated)
+        entries = indices[place][: int(counts[place])]
+        values, times = entries.unique(return_counts=True)
+        _refuse(
+            place, f"names block {int(values[times > 1][0])} twice", "a list names different blocks"
+        )
+    return found
+
+
+def _first(wrong: Tensor) -> tuple[int, ...]:
+    return tuple(wrong.nonzero()[0].tolist())
+
+
+def _refuse(place: tuple[int, ...], detail: str, fix: str) -> NoReturn:
+    batch, head, row = place
+    raise BlockListError(batch=batch, head=head, row=row, detail=detail, fix=fix)
+
+
+LIBRARY.define("block_table(Tensor indices, Tensor counts, SymInt columns) -> Tensor")
+LIBRARY.impl("block_table", _table, "CPU")
+
+
+def _fake_table(indices: Tensor, counts: Tensor, columns: int) -> Tensor:
+    leading = (*(1,) * (4 - indices.dim()), *indices.shape[:-1])
+    return indices.new_empty((*leading, columns), dtype=torch.int8)
+
+
+torch.library.register_fake("attncompiler::block_table", _fake_table, lib=LIBRARY)
+
+
+def restricted(trace: Trace, form: Form) -> tuple[Trace, str]:
+    """The trace of the same variant whose mask allows pairs of listed blocks only, and the name of the table."""
+    program = trace.program
+    name = "listed"
+    while name in trace.tensors or name in trace.params or name in trace.variant._tensors:
+        name += "_"
+    first: tuple[tuple[Axis | Literal[""], bool], ...] = (
+        ("b", form.batch),
+        (form.heads, bool(form.heads)),
+    )
+    axes = (
+        *(axis if own else 1 for axis, own in first),
+        f"{name}_rows",
+        f"{name}_columns",
+    )
+    declaration = TensorDecl(name, axes, "int")
+    leading = (Index(cast(Axis, axis)) if own else Const(0) for axis, own in first)
+    blocks = (
+        make("floordiv", position, Const(size))
+        for position, size in zip((ROW, Index("k")), form.block, strict=True)
+    )
+    state: Expr = Load(name, (*leading, *blocks), "int")
+    mask = make("and", program.mask, make("ne", state, Const(0)))
+    changed = replace(program, mask=mask, tensors=(*program.tensors, declaration))
+    tensors = trace.tensors | {name: Declared(*axes, dtype=torch.int8)}
+    call = f"sparsity=BlockSparse(..., block={form.block})"
+    definition = f"{definition_of(trace).rstrip()}\n\n# Called with {call}: pairs of listed blocks only.\n"
+    origin = f"a call of attncompiler.compile({type(trace.variant).__name__}) with {call}"
+    return (
+        replace(trace, program=changed, tensors=tensors, definition=definition, origin=origin),
+        name,
+    )

@@ -191,7 +191,7 @@ class _Seen:
 
 
 def content_of(x: Tensor | None) -> int | Tensor | None:
-    """What changes when a list does: the counter of in-place changes, a copy for tensors of inference mode, which have none."""
+    """What tells a change: the counter of in-place changes; a copy for tensors of inference mode, which have none."""
     if x is None:
         return None
     return x.clone() if x.is_inference() else x._version

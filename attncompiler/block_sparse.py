@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from attncompiler import errors
 from attncompiler.caller import user_location
@@ -19,10 +20,10 @@ INDEX_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 class BlockSparse:
     """The pairs of a call that may be attended: ``op(q, k, v, sparsity=BlockSparse(indices, counts))``.
 
-    ``indices`` is an int tensor ``[1 or B, 1 or H, blocks of queries, most]`` and ``counts`` ``[1 or B, 1 or H, blocks of
-    queries]``: the first ``counts`` entries of a list name different blocks of keys, the rest is not looked at. ``block``
-    says how many queries and keys a block has; the last blocks of a call may be cut off. Leading axes may be left out,
-    and an extent of G instead of H gives one list to all heads of a group.
+    ``indices`` is an int tensor ``[1 or B, 1 or H, blocks of queries, most]``, ``counts`` one without its last axis: the
+    first ``counts`` entries of a list name different blocks of keys, the rest is not looked at. ``block`` says how many
+    queries and keys a block has; the last blocks of a call may be cut off. Leading axes may be left out, and an extent
+    of G instead of H gives one list to all heads of a group.
 
     Blocks count the rows of the call, wherever ``q_start`` lies, and keys from 0. A pair is attended when its block is
     listed and the variant's mask allows it. Lists are checked at the call, in time linear in the number of blocks.
@@ -52,6 +53,17 @@ class BlockSparse:
                 fix="indices are [1 or B, 1 or H, blocks of queries, most], counts have one number for each list",
             )
         _check_block(self.block)
+        self._write_size()
+
+    def _write_size(self) -> None:
+        # torch.compile would make symbols of numbers that differ between calls; a text stays one.
+        object.__setattr__(self, "_size", f"{self.block[0]} {self.block[1]}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``block``, in a form that is fixed in a trace."""
+        rows, columns = self.__dict__["_size"].split()
+        return int(rows), int(columns)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockSparse, (self.indices, self.counts, self.block)
@@ -115,15 +127,28 @@ def _flatten(lists: BlockSparse) -> tuple[list[Any], Any]:
     return [lists.indices, lists.counts], tuple(lists.block)
 
 
+def _flatten_with_keys(lists: BlockSparse) -> tuple[list[Any], Any]:
+    leaves, block = _flatten(lists)
+    keys = (_pytree.GetAttrKey("indices"), _pytree.GetAttrKey("counts"))
+    return list(zip(keys, leaves, strict=True)), block
+
+
 def _unflatten(leaves: Any, block: Any) -> BlockSparse:
     """Without checks: transforms put things in place of tensors."""
     made = object.__new__(BlockSparse)
     for name, value in zip(("indices", "counts", "block"), (*leaves, block), strict=True):
         object.__setattr__(made, name, value)
+    made._write_size()
     return made
 
 
 # So that exported programs may take lists as an input.
-torch.utils._pytree.register_pytree_node(
-    BlockSparse, _flatten, _unflatten, serialized_type_name="attncompiler.BlockSparse"
+_pytree.register_pytree_node(
+    BlockSparse,
+    _flatten,
+    _unflatten,
+    serialized_type_name="attncompiler.BlockSparse",
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,
+    flatten_with_keys_fn=_flatten_with_keys,
 )

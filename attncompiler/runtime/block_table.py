@@ -7,8 +7,9 @@ nothing else of the compilation changes. A program is compiled once for a size o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn, cast
+from typing import Literal, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -39,23 +40,57 @@ class Form:
     heads: Heads
 
 
-def form_of(sparsity: object, q: Tensor, k: Tensor) -> Form:
-    """The form of the lists of a call on checked q ``[B, H, M, D]`` and k ``[B, G, N, D]``.
+def form_of(sparsity: BlockSparse, q: Tensor, k: Tensor) -> Form:
+    """The form of the lists of a call on q ``[B, H, M, D]`` and k ``[B, G, N, D]`` that ``table_of`` accepts."""
+    batches, lists, _ = _leading(sparsity.counts)
+    return Form(
+        sparsity.size, batches != 1, "" if lists == 1 else "g" if lists == k.shape[1] else "h"
+    )
 
-    Raises ArgumentsError, DeviceError or ShapeError for lists that do not fit these shapes.
+
+def table_of(sparsity: BlockSparse, q: Tensor, k: Tensor) -> Tensor:
+    """The table of a call on q ``[B, H, M, D]`` and k ``[B, G, N, D]``; made once while the lists stay the same.
+
+    Raises ShapeError or DeviceError for lists that do not fit the shapes, BlockListError for entries that name no block
+    of keys, or one twice.
     """
+    lists = sparsity.indices, sparsity.counts
+    sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2])
+    if torch.compiler.is_compiling():
+        return cast(Tensor, torch.ops.attncompiler.block_table(*lists, sparsity.size, sizes))
+    for name, x in zip(("sparsity.indices", "sparsity.counts"), lists, strict=True):
+        check_storage(name, x)
+        check_transforms(name, x)
+    if not is_plain(lists):
+        return cast(Tensor, torch.ops.attncompiler.block_table(*lists, sparsity.size, sizes))
+    _check_shape(sparsity.counts, sparsity.size[0], sizes)
+    known: _Known | None = sparsity.__dict__.get("_known")
+    contents, columns = tuple(content_of(x) for x in lists), -(-k.shape[2] // sparsity.size[1])
+    if known is None or not known.holds(contents, columns):
+        known = _Known(contents, columns, _read(*lists, columns))
+        object.__setattr__(sparsity, "_known", known)
+    return known.table
+
+
+def check_sparsity(sparsity: object) -> None:
+    """Raise ArgumentsError unless it is a BlockSparse."""
     if not isinstance(sparsity, BlockSparse):
         raise errors.ArgumentsError(
             name="sparsity",
             detail=f"expected a BlockSparse, got a {type(sparsity).__name__}",
             fix="give BlockSparse(indices, counts, block); a BlockMask of torch goes to flex_attention",
         )
-    for name, x in (("sparsity.indices", sparsity.indices), ("sparsity.counts", sparsity.counts)):
-        check_storage(name, x)
-        if not torch.compiler.is_compiling():
-            check_transforms(name, x)
-    (batch, heads, queries, _), groups = q.shape, k.shape[1]
-    batches, lists, rows = (*(1,) * (3 - sparsity.counts.dim()), *sparsity.counts.shape)
+
+
+def _leading(counts: Tensor) -> tuple[int, int, int]:
+    """For how many batches, heads and blocks of queries there are lists."""
+    batches, heads, rows = (*(1,) * (3 - counts.dim()), *counts.shape)
+    return batches, heads, rows
+
+
+def _check_shape(counts: Tensor, rows_of_block: int, sizes: Sequence[int]) -> None:
+    """Raise ShapeError when there are not as many lists as a call of sizes B, H, G, M, N needs."""
+    (batch, heads, groups, queries, _), (batches, lists, rows) = sizes, _leading(counts)
 
     def refuse(detail: str, fix: str) -> NoReturn:
         raise errors.ShapeError(name="sparsity", detail=detail, fix=fix)
@@ -70,31 +105,13 @@ def form_of(sparsity: object, q: Tensor, k: Tensor) -> Form:
             f"it has lists for {lists} heads, the call has {heads} in {groups} groups",
             "give lists for each head, for each group of heads, or for one that hold for all",
         )
-    size = int(sparsity.block[0]), int(sparsity.block[1])
-    if rows != -(-queries // size[0]):
+    wanted = -(-queries // rows_of_block)
+    if rows != wanted:
         refuse(
-            f"it has lists for {rows} blocks of queries, the call has {-(-queries // size[0])}: {queries} queries in "
-            f"blocks of {size[0]}",
+            f"it has lists for {rows} blocks of queries, the call has {wanted}: {queries} queries in blocks of "
+            f"{rows_of_block}",
             "give one list for each block of queries; blocks count the rows of the call, whatever q_start is",
         )
-    return Form(size, batches != 1, "" if lists == 1 else "g" if lists == groups else "h")
-
-
-def table_of(sparsity: BlockSparse, keys: int) -> Tensor:
-    """The table of lists that ``form_of`` accepted; made once while the lists hold the same numbers.
-
-    Raises BlockListError for entries that name no block of ``keys`` keys, or one twice.
-    """
-    columns = -(-keys // sparsity.block[1])
-    lists = sparsity.indices, sparsity.counts
-    if torch.compiler.is_compiling() or not is_plain(lists):
-        return cast(Tensor, torch.ops.attncompiler.block_table(*lists, columns))
-    known: _Known | None = sparsity.__dict__.get("_known")
-    contents = tuple(content_of(x) for x in lists)
-    if known is None or not known.holds(contents, columns):
-        known = _Known(contents, columns, _table(*lists, columns))
-        object.__setattr__(sparsity, "_known", known)
-    return known.table
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +129,7 @@ class _Known:
         )
 
 
-def _table(indices: Tensor, counts: Tensor, columns: int) -> Tensor:
+def _read(indices: Tensor, counts: Tensor, columns: int) -> Tensor:
     """The table, after checking each entry of each list."""
     while indices.dim() < 4:
         indices, counts = indices[None], counts[None]
@@ -156,15 +173,22 @@ def _refuse(place: tuple[int, ...], detail: str, fix: str) -> NoReturn:
     raise BlockListError(batch=batch, head=head, row=row, detail=detail, fix=fix)
 
 
-LIBRARY.define("block_table(Tensor indices, Tensor counts, SymInt columns) -> Tensor")
+def _table(indices: Tensor, counts: Tensor, block: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """The op: the table of a traced call, whose lists are checked when it runs."""
+    _check_shape(counts, block[0], sizes)
+    return _read(indices, counts, -(-sizes[4] // block[1]))
+
+
+def _fake_table(
+    indices: Tensor, counts: Tensor, block: Sequence[int], sizes: Sequence[int]
+) -> Tensor:
+    _check_shape(counts, block[0], sizes)
+    shape = (*_leading(counts), -(-sizes[4] // block[1]))
+    return indices.new_empty(shape, dtype=torch.int8)
+
+
+LIBRARY.define("block_table(Tensor indices, Tensor counts, int[] block, SymInt[] sizes) -> Tensor")
 LIBRARY.impl("block_table", _table, "CPU")
-
-
-def _fake_table(indices: Tensor, counts: Tensor, columns: int) -> Tensor:
-    leading = (*(1,) * (4 - indices.dim()), *indices.shape[:-1])
-    return indices.new_empty((*leading, columns), dtype=torch.int8)
-
-
 torch.library.register_fake("attncompiler::block_table", _fake_table, lib=LIBRARY)
 
 
@@ -194,7 +218,9 @@ def restricted(trace: Trace, form: Form) -> tuple[Trace, str]:
     changed = replace(program, mask=mask, tensors=(*program.tensors, declaration))
     tensors = trace.tensors | {name: Declared(*axes, dtype=torch.int8)}
     call = f"sparsity=BlockSparse(..., block={form.block})"
-    definition = f"{definition_of(trace).rstrip()}\n\n# Called with {call}: pairs of listed blocks only.\n"
+    definition = (
+        f"{definition_of(trace).rstrip()}\n\n# Called with {call}: pairs of listed blocks only.\n"
+    )
     origin = f"a call of attncompiler.compile({type(trace.variant).__name__}) with {call}"
     return (
         replace(trace, program=changed, tensors=tensors, definition=definition, origin=origin),

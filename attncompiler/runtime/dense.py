@@ -14,7 +14,7 @@ from torch import Tensor
 import attncompiler.oracle
 from attncompiler.block_sparse import BlockSparse
 from attncompiler.runtime.arguments import refuse_positional, split_arguments
-from attncompiler.runtime.block_table import form_of, table_of
+from attncompiler.runtime.block_table import check_sparsity, form_of, table_of
 from attncompiler.runtime.module import AttentionModule
 from attncompiler.user_code import shows_call
 from attncompiler.variant import Variant
@@ -46,6 +46,8 @@ class DenseOperator:
         """See ``Operator``."""
         if more:
             refuse_positional(self.variant, len(more))
+        if sparsity is not None:
+            check_sparsity(sparsity)
         params, tensors = split_arguments(self.variant, arguments)
         result = attncompiler.oracle.attention(
             self.variant,
@@ -69,7 +71,7 @@ class DenseOperator:
 def _pairs(sparsity: BlockSparse, q: Tensor, k: Tensor) -> Tensor:
     """Which pairs of a call belong to listed blocks, bool [1 or B, 1 or H, M, N]."""
     form = form_of(sparsity, q, k)
-    pairs = table_of(sparsity, k.shape[2]) != 0
+    pairs = table_of(sparsity, q, k) != 0
     if form.heads == "g":
         pairs = pairs.repeat_interleave(q.shape[1] // k.shape[1], 1)
     pairs = pairs.repeat_interleave(form.block[0], 2).repeat_interleave(form.block[1], 3)

@@ -16,7 +16,14 @@ from attncompiler.block_sparse import BlockSparse
 from attncompiler.ir.program import TensorDecl
 from attncompiler.preparation import run_prepare, wanted_by
 from attncompiler.runtime.arguments import number, refuse_positional, split_arguments
-from attncompiler.runtime.block_table import Form, Heads, form_of, restricted, table_of
+from attncompiler.runtime.block_table import (
+    Form,
+    Heads,
+    check_sparsity,
+    form_of,
+    restricted,
+    table_of,
+)
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     check_inputs,
@@ -75,7 +82,8 @@ class Operator:
         self._captured = tuple(self._tensors.get(n) for n in self._reads)
         self._default_scale = self._params.get("scale", trace.scale)
         self._number = next(_NUMBERS)
-        self._listed: dict[Form, tuple[Operator, str]] = {}
+        self._listed = _Listed()
+        self._table = ""  # of block lists: the tensor's name
         _OPERATORS[self._number] = self
 
     def __repr__(self) -> str:
@@ -132,11 +140,13 @@ class Operator:
             q, k, v = _autocast(q), _autocast(k), _autocast(v)
         run = self
         if sparsity is not None:
-            check_inputs(q, k, v, q_start)
-            form = form_of(sparsity, q, k)
-            run, table = _restricted(self._number, form.block, form.batch, form.heads)
-            given = dict(zip(self._reads, captured, strict=True))
-            given[table] = table_of(sparsity, k.shape[2])
+            check_sparsity(sparsity)
+            if not torch.compiler.is_compiling():  # there, errors must come from the ops
+                check_inputs(q, k, v, q_start)
+            table, form = table_of(sparsity, q, k), form_of(sparsity, q, k)
+            name = _compile_listed(self._number, *form.block, form.batch, form.heads)
+            run = getattr(self._listed, name)
+            given = dict(zip(self._reads, captured, strict=True)) | {run._table: table}
             captured = [given.get(n) for n in run._reads]
             known = dict(zip(self._scalars, numbers, strict=True))
             numbers = [known[n] for n in run._scalars]
@@ -269,22 +279,27 @@ _NUMBERS = count()
 _OPERATORS: WeakValueDictionary[int, Operator] = WeakValueDictionary()
 
 
-def _restricted(
-    number: int, block: tuple[int, int], batch: bool, heads: Heads
-) -> tuple[Operator, str]:
-    """What runs calls of an operator with block lists of one form, and the name of its table."""
+class _Listed:
+    """The operators that run calls with block lists, an attribute each: a trace reads those one by one."""
+
+
+def _compile_listed(number: int, rows: int, columns: int, batch: bool, heads: Heads) -> str:
+    """The attribute of ``_listed`` that runs lists of one form, compiled when it is not there yet."""
     from attncompiler.compiler import compile_levels
 
-    operator, form = _OPERATORS[number], Form(block, batch, heads)
-    found = operator._listed.get(form)
-    if found is None:
-        trace, table = restricted(operator.compilation.trace, form)
-        found = operator._listed[form] = Operator(compile_levels(trace)), table
-    return found
+    operator = _OPERATORS[number]
+    name = f"blocks_{rows}_{columns}_{'b' if batch else ''}{heads}"
+    if not hasattr(operator._listed, name):
+        trace, table = restricted(operator.compilation.trace, Form((rows, columns), batch, heads))
+        made = Operator(compile_levels(trace))
+        made._table = table
+        setattr(operator._listed, name, made)
+    return name
 
 
-# torch.compiler.assume_constant_result, which would import all of torch's compiler: a trace calls the function as it is.
-_restricted._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# What torch.compiler.assume_constant_result does, without loading torch's compiler: a trace calls it instead of
+# looking into it.
+_compile_listed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _scale(given: float | None, q: Tensor) -> float:

@@ -145,10 +145,10 @@ def _read(indices: Tensor, counts: Tensor, columns: int) -> Tensor:
     named = torch.arange(most) < counts[..., None]
     outside = named & ((indices < 0) | (indices >= columns))
     if outside.any():
-        *place, entry = _first(outside)
+        at = _first(outside)
         _refuse(
-            tuple(place),
-            f"names block {int(indices[(*place, entry)])}, there are {columns} blocks of keys",
+            at[:3],
+            f"names block {int(indices[at])}, there are {columns} blocks of keys",
             "blocks of keys count from 0; entries that stand for none belong behind the end of a list",
         )
     found = torch.zeros(*indices.shape[:3], columns + 1, dtype=torch.int8)
@@ -156,11 +156,9 @@ def _read(indices: Tensor, counts: Tensor, columns: int) -> Tensor:
     repeated = found.sum(-1) != counts
     if repeated.any():
         place = _first(repeated)
-        entries = indices[place][: int(counts[place])]
-        values, times = entries.unique(return_counts=True)
-        _refuse(
-            place, f"names block {int(values[times > 1][0])} twice", "a list names different blocks"
-        )
+        entries = indices[place][: int(counts[place])].sort().values
+        twice = int(entries[1:][entries.diff() == 0][0])
+        _refuse(place, f"names block {twice} twice", "a list names different blocks")
     return found
 
 
@@ -209,9 +207,10 @@ def restricted(trace: Trace, form: Form) -> tuple[Trace, str]:
     )
     declaration = TensorDecl(name, axes, "int")
     leading = (Index(cast(Axis, axis)) if own else Const(0) for axis, own in first)
+    positions: tuple[Expr, Expr] = ROW, Index("k")
     blocks = (
         make("floordiv", position, Const(size))
-        for position, size in zip((ROW, Index("k")), form.block, strict=True)
+        for position, size in zip(positions, form.block, strict=True)
     )
     state: Expr = Load(name, (*leading, *blocks), "int")
     mask = make("and", program.mask, make("ne", state, Const(0)))

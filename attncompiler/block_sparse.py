@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from attncompiler import errors
-from attncompiler.caller import user_location
 from attncompiler.runtime.errors import DtypeError
+from attncompiler.user_code import shows_call
 
 INDEX_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class BlockSparse:
     """The pairs of a call that may be attended: ``op(q, k, v, sparsity=BlockSparse(indices, counts))``.
 
@@ -32,32 +32,36 @@ class BlockSparse:
 
     indices: Tensor
     counts: Tensor
-    block: tuple[int, int] = (128, 128)
+    block: tuple[int, int]
 
-    def __post_init__(self) -> None:
-        for name, x in (("indices", self.indices), ("counts", self.counts)):
+    @shows_call
+    def __init__(
+        self, indices: Tensor, counts: Tensor, block: tuple[int, int] = (128, 128)
+    ) -> None:
+        for name, x in (("indices", indices), ("counts", counts)):
             if not isinstance(x, Tensor) or x.dtype not in INDEX_TYPES:
                 found = x.dtype if isinstance(x, Tensor) else type(x).__name__
                 raise DtypeError(
-                    location=user_location(),
                     name=f"BlockSparse.{name}",
                     detail=f"expected a tensor of integers, got {found}",
                     fix="convert it: torch.as_tensor(...).int()",
                 )
-        lists, lengths = tuple(self.indices.shape), tuple(self.counts.shape)
+        lists, lengths = tuple(indices.shape), tuple(counts.shape)
         if not 2 <= len(lists) <= 4 or lists[:-1] != lengths:
             raise errors.ShapeError(
-                location=user_location(),
                 name="BlockSparse",
                 detail=f"indices have shape {list(lists)}, counts {list(lengths)}",
                 fix="indices are [1 or B, 1 or H, blocks of queries, most], counts have one number for each list",
             )
-        _check_block(self.block)
-        self._write_size()
+        _check_block(block)
+        self._set(indices, counts, block)
 
-    def _write_size(self) -> None:
+    def _set(self, indices: Tensor, counts: Tensor, block: tuple[int, int]) -> None:
+        object.__setattr__(self, "indices", indices)
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "block", (block[0], block[1]))
         # torch.compile would make symbols of numbers that differ between calls; a text stays one.
-        object.__setattr__(self, "_size", f"{self.block[0]} {self.block[1]}")
+        object.__setattr__(self, "_size", f"{block[0]} {block[1]}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,6 +73,7 @@ class BlockSparse:
         return BlockSparse, (self.indices, self.counts, self.block)
 
     @classmethod
+    @shows_call
     def from_dense(cls, table: Tensor, block: tuple[int, int] = (128, 128)) -> BlockSparse:
         """The lists of a bool table ``[(1 or B, (1 or H,)) blocks of queries, blocks of keys]``, padded with -1."""
         if not isinstance(table, Tensor) or table.dtype != torch.bool or not 2 <= table.dim() <= 4:
@@ -78,7 +83,6 @@ class BlockSparse:
                 else type(table).__name__
             )
             raise errors.ArgumentsError(
-                location=user_location(),
                 name="BlockSparse.from_dense",
                 detail=f"expected a bool tensor [..., blocks of queries, blocks of keys], got {found}",
                 fix="write table != 0, or table[None]",
@@ -116,7 +120,6 @@ def _check_block(block: object) -> None:
     )
     if not good:
         raise errors.ArgumentsError(
-            location=user_location(),
             name="BlockSparse",
             detail=f"block is {block!r}",
             fix="give two numbers from 1 up: how many queries and how many keys a block has",
@@ -135,14 +138,13 @@ def _flatten_with_keys(lists: BlockSparse) -> tuple[list[Any], Any]:
 
 def _unflatten(leaves: Any, block: Any) -> BlockSparse:
     """Without checks: transforms put things in place of tensors."""
-    made = object.__new__(BlockSparse)
-    for name, value in zip(("indices", "counts", "block"), (*leaves, block), strict=True):
-        object.__setattr__(made, name, value)
-    made._write_size()
+    made: BlockSparse = object.__new__(BlockSparse)
+    made._set(leaves[0], leaves[1], block)
     return made
 
 
-# So that exported programs may take lists as an input.
+# So that exported programs may take lists as an input, and be loaded.
+torch.serialization.add_safe_globals([BlockSparse])
 _pytree.register_pytree_node(
     BlockSparse,
     _flatten,

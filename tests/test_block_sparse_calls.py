@@ -212,8 +212,17 @@ def test_compiles_in_one_graph(backend: str) -> None:
         with pytest.raises(BlockListError, match="names block 99"):
             compiled(*given, *lists)
     # What torch raises for an op that refuses fake tensors names the reason.
-    with pytest.raises(Exception, match="lists for 3 blocks of queries"):
+    with pytest.raises(Exception, match="sparsity: it has lists for"):
         compiled(*inputs(), lists_of(rows=3), lists_of(B, 1))
+
+
+def test_lists_may_be_made_in_a_trace() -> None:
+    def run(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+        return OPERATOR(q, k, v, sparsity=BlockSparse.from_dense(table, (32, 32)))
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    given, table = inputs(), torch.rand(B, G, 4, 5) < 0.5
+    torch.testing.assert_close(compiled(*given, table), run(*given, table))
 
 
 @pytest.mark.parametrize("strict", [False, True])

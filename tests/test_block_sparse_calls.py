@@ -7,6 +7,7 @@ import re
 import subprocess
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from attncompiler import BlockSparse, errors, flex_attention
 from attncompiler.dsl import Variant, causal
 from attncompiler.runtime.errors import BlockListError, DeviceError, DtypeError, TransformError
 
+PAGE = Path(__file__).parent.parent / "docs" / "block_sparse.md"
 B, H, G, M, N, D = 2, 4, 2, 100, 150, 8
 
 
@@ -248,6 +250,11 @@ def test_opcheck() -> None:
         torch.ops.attncompiler.block_table.default,
         (lists_of(B, G).indices, lists_of(B, G).counts, (32, 32), sizes),
     )
+
+
+def test_the_page_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    exec(compile(block, str(PAGE), "exec"), {"__name__": "page"})
 
 
 def test_the_generated_file_says_what_it_is_for() -> None:

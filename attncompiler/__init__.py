@@ -1,7 +1,8 @@
 """Write an attention variant as mathematics; get fast, readable, verified kernels.
 
 ``attncompiler.compile(variant)`` gives an operator, ``attncompiler.dsl`` what a variant is written with;
-``attncompiler.flex_attention`` takes the place of torch's function of that name.
+``attncompiler.flex_attention`` takes the place of torch's function of that name, ``attncompiler.BlockSparse`` says at a
+call which blocks of keys are visited.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attncompiler.block_sparse import BlockSparse as BlockSparse
     from attncompiler.compiler import compile as compile
     from attncompiler.flex import flex_attention as flex_attention
 
-__all__ = ["compile", "flex_attention"]
+__all__ = ["BlockSparse", "compile", "flex_attention"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from attncompiler.flex import flex_attention
 
         return flex_attention
+    if name == "BlockSparse":
+        from attncompiler.block_sparse import BlockSparse
+
+        return BlockSparse
     raise AttributeError(f"module 'attncompiler' has no attribute {name!r}")

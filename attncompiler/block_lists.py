@@ -177,7 +177,7 @@ class _Seen:
             if x is not None and x.device.type != "cpu":
                 raise DeviceError(name=f"block_mask.{name}", device=x.device)
         form = (tuple(block_mask.BLOCK_SIZE), tuple(block_mask.seq_lengths))
-        return cls(tensors, tuple(map(_content, tensors)), form)
+        return cls(tensors, tuple(map(content_of, tensors)), form)
 
     def same(self, other: _Seen) -> bool:
         if self.form != other.form:
@@ -190,8 +190,8 @@ class _Seen:
         )
 
 
-def _content(x: Tensor | None) -> int | Tensor | None:
-    """The counter of in-place changes; a copy for tensors of inference mode, which have none."""
+def content_of(x: Tensor | None) -> int | Tensor | None:
+    """What tells a change: the counter of in-place changes; a copy for tensors of inference mode, which have none."""
     if x is None:
         return None
     return x.clone() if x.is_inference() else x._version

@@ -114,7 +114,7 @@ def compile_levels(traced: Trace) -> Compilation:
     program = traced.program
     verify_program(program)
     steps = [("trace", program)]
-    if traced.variant.layout is not None:
+    if traced.variant.layout is not None and not traced.orders:
         traced = arranged(traced)
         program = traced.program
         verify_program(program)

@@ -16,7 +16,7 @@ from attncompiler.recorder import torch_kind
 T = TypeVar("T")
 
 # Names the operator's own arguments have; a tensor or parameter of that name could not be passed.
-CALL_ARGUMENTS = frozenset({"q", "k", "v", "q_start", "return_stats", "scale"})
+CALL_ARGUMENTS = frozenset({"q", "k", "v", "q_start", "return_stats", "scale", "sparsity"})
 # Names that tile classification gives the corners of a tile (``ir/tiles.py``).
 TILE_CORNERS = frozenset({"q_lo", "q_hi", "k_lo", "k_hi", "h_lo", "h_hi"})
 _KINDS: dict[object, Kind] = {float: "float", int: "int", bool: "bool"}

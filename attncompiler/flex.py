@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attncompiler import errors
 from attncompiler.block_lists import block_lists
+from attncompiler.block_sparse import BlockSparse
 from attncompiler.compiler import compile_levels
 from attncompiler.declarations import Tensor as Declared
 from attncompiler.declarations import checked_value
@@ -45,7 +46,7 @@ def flex_attention(
     key: Tensor,
     value: Tensor,
     score_mod: Callable[..., Any] | None = None,
-    block_mask: BlockMask | None = None,
+    block_mask: BlockMask | BlockSparse | None = None,
     scale: float | None = None,
     enable_gqa: bool = False,
     return_lse: bool = False,
@@ -60,7 +61,7 @@ def flex_attention(
     differ only with ``enable_gqa``. ``score_mod(score, b, h, q_idx, kv_idx)`` gives the score of a pair;
     ``mask_mod(b, h, q_idx, kv_idx)`` says whether it is allowed, with no BlockMask needed, and together with
     ``block_mask`` both must allow it. A BlockMask allows the pairs of its full blocks, and those of its other listed
-    blocks that its own mask_mod allows.
+    blocks that its own mask_mod allows; a BlockSparse those of its listed blocks.
 
     With ``return_lse`` the result is ``(out, lse)``, with ``return_aux`` it is ``(out, AuxOutput)``: ``lse`` is the
     natural log of the sum of exponentials and ``max_scores`` the largest score (no gradient flows through it), both
@@ -78,7 +79,10 @@ def flex_attention(
             fix="pass return_aux=AuxRequest(lse=True)",
         )
     max_scores = return_aux is not None and bool(return_aux.max_scores)
+    sparsity = block_mask if isinstance(block_mask, BlockSparse) else None
+    block_mask = None if isinstance(block_mask, BlockSparse) else block_mask
     operator, arguments = _operator(query, key, score_mod, block_mask, mask_mod, max_scores)
+    arguments["sparsity"] = sparsity
     if scale is not None:
         scale = checked_value(NAME, "scale", "float", scale, None)
     if not (return_lse or return_aux is not None):
@@ -180,7 +184,11 @@ def _build(program: Program, bodies: Bodies) -> Operator:
 
 
 def _inputs(
-    query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool, block_mask: BlockMask | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    enable_gqa: bool,
+    block_mask: BlockMask | BlockSparse | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The inputs as operators take them: batches of keys that a mask serves are expanded, last axes made contiguous."""
     for name, x in (("query", query), ("key", key), ("value", value)):

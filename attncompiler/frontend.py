@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -86,6 +87,17 @@ def trace(variant: Variant) -> Trace:
         locations=rec.locations,
     )
     return _finish(program, variant, rec, locations)
+
+
+def definition_of(trace: Trace) -> str:
+    """The source of what was traced."""
+    if trace.definition:
+        return trace.definition
+    cls = type(trace.variant)
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):  # a class made at a prompt has no file
+        return f"class {cls.__name__} (source not available)"
 
 
 def _call_slot(

@@ -5,7 +5,7 @@ No compiler code is on this path: no symbols, no expressions, no passes. Autogra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,21 +46,30 @@ def attention(
     params: Mapping[str, float | torch.Tensor] | None = None,
     scale: float | None = None,
     dtype: torch.dtype | None = torch.float64,
+    listed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> OracleResult:
     """Attention as the variant defines it, dense and differentiable.
 
     q is [B, H, M, D], k [B, G, N, D], v [B, G, N, Dv], H a multiple of G; query positions start at ``q_start``.
     ``params`` overrides parameter values, ``scale`` the variant's. ``dtype`` is the precision of everything; None
     keeps that of q, which is what a dense PyTorch implementation would do. The default scale is 1/sqrt(D) of the
-    q that ``prepare`` returns.
+    q that ``prepare`` returns. ``listed(q, k)`` says which pairs may be attended at all, as a bool that
+    broadcasts to [B, H, M, N]; q and k are those that ``prepare`` returns.
 
     Raises ShapeError and MissingTensorError for inputs that do not fit, OutOfRangeError (an IndexError) for a tensor
     read outside its extent at an allowed pair.
     """
     real = q.dtype if dtype is None else dtype
     with _precision(real):
-        run = _evaluation(variant, q, k, v, q_start, tensors, params, scale, real).run()
+        evaluation = _evaluation(variant, q, k, v, q_start, tensors, params, scale, real)
         layout = variant.layout
+        pairs = None if listed is None else listed(evaluation.q, evaluation.k)
+        if pairs is not None and layout is not None:
+            # Blocks are made of tokens in the order of the layout.
+            pairs = layout.restored(
+                layout.restored(pairs, pairs.dim() - 1, keys=True), pairs.dim() - 2
+            )
+        run = evaluation.run(pairs)
         if layout is None or layout.permuted_by == "op":
             return run
         return OracleResult(
@@ -145,6 +154,7 @@ class _Evaluation:
         self.shape = (batch, heads, rows, keys)
         self.sizes = sizes
         self.q_start = q_start
+        self.q, self.k = q, k
         self.v = v.repeat_interleave(heads // groups, 1)
         factor = depth**-0.5 if scale is None else scale
         self.dot = factor * (q @ k.repeat_interleave(heads // groups, 1).transpose(-1, -2))
@@ -198,8 +208,10 @@ class _Evaluation:
         """Which pairs are allowed, with extent 1 along axes (or without them) that make no difference."""
         return grid(self.view.mask(Place(self.pair_indices))).as_subclass(torch.Tensor)
 
-    def run(self) -> OracleResult:
-        allowed = self.mask().expand(self.shape)
+    def run(self, listed: torch.Tensor | None = None) -> OracleResult:
+        """All of it; ``listed`` restricts the mask."""
+        mask = self.mask()
+        allowed = (mask if listed is None else mask & listed).expand(self.shape)
         empty = ~allowed.any(-1, keepdim=True)
         outer = counted_pairs.set(allowed)
         try:

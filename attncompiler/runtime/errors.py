@@ -81,6 +81,13 @@ class LayoutStartError(AttnCompilerError):
     advice = "leave q_start out; for single queries compile the variant without its layout"
 
 
+class BlockListError(AttnCompilerError):
+    """A block list whose entries name no block, or one twice."""
+
+    message = "sparsity: the list of query block {row} (batch {batch}, head {head}) {detail}"
+    advice = "{fix}"
+
+
 class ForwardModeError(AttnCompilerError):
     """A call that would need a forward-mode derivative."""
 

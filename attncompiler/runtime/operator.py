@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from attncompiler.backends.cpp import Specialization
+from attncompiler.block_sparse import BlockSparse
 from attncompiler.ir.program import TensorDecl
 from attncompiler.preparation import run_prepare, wanted_by
 from attncompiler.runtime.arguments import check_limits, number, refuse_positional, split_arguments
 from attncompiler.runtime.arrangement import Arrangement
+from attncompiler.runtime.block_table import (
+    Form,
+    Heads,
+    check_sparsity,
+    form_of,
+    restricted,
+    table_of,
+)
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     check_inputs,
@@ -41,14 +52,15 @@ __all__ = ["BuiltKernel", "Operator"]
 class Operator:
     """A compiled attention variant; call it like a function.
 
-    ``op(q, k, v, *, q_start=0, scale=None, return_stats=False, **arguments) -> out``
+    ``op(q, k, v, *, q_start=0, scale=None, return_stats=False, sparsity=None, **arguments) -> out``
 
     q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]`` with H a multiple of G; the result is
     ``[B, H, M, Dv]`` in their dtype (float32, bfloat16, float16 or float64). Any strides with a contiguous last
     axis are read in place. Query positions start at ``q_start``. ``scale`` overrides the variant's. ``arguments``
     are the declared tensors, by name, and new values of parameters. With ``return_stats`` the result is
     ``(out, stats)``, where ``stats`` holds each kept row statistic as ``[B, H, M]`` in float32 (float64 for
-    float64 inputs). A row without an allowed key gives 0 before the ``output`` slot.
+    float64 inputs). A row without an allowed key gives 0 before the ``output`` slot. ``sparsity``, a BlockSparse,
+    allows pairs of listed blocks only.
 
     The result and the statistics are differentiable with respect to q, k, v and every floating tensor. Under
     autocast q, k and v are cast as for ``scaled_dot_product_attention``; declared tensors keep their type.
@@ -76,6 +88,10 @@ class Operator:
         self._limits = trace.limits
         check_limits(self.variant, self._limits, self._params)
         self._default_scale = self._params.get("scale", trace.scale)
+        self._number = next(_NUMBERS)
+        self._listed = _Listed()
+        self._table = ""  # of block lists: the tensor's name
+        _OPERATORS[self._number] = self
 
     def __repr__(self) -> str:
         return f"<attncompiler operator {self.name}>"
@@ -96,6 +112,7 @@ class Operator:
         q_start: int = 0,
         scale: float | None = None,
         return_stats: bool = False,
+        sparsity: BlockSparse | None = None,
         **arguments: Any,
     ) -> Any:
         """See the class."""
@@ -132,13 +149,25 @@ class Operator:
             q, k, v, captured = self._arrangement.inputs(q, k, v, captured, q_start)
         if torch.is_autocast_enabled("cpu"):
             q, k, v = _autocast(q), _autocast(k), _autocast(v)
+        run = self
+        if sparsity is not None:
+            check_sparsity(sparsity)
+            if not torch.compiler.is_compiling():  # there, errors must come from the ops
+                check_inputs(q, k, v, q_start)
+            table, form = table_of(sparsity, q, k), form_of(sparsity, q, k)
+            name = _compile_listed(self._number, *form.block, form.batch, form.heads)
+            run = getattr(self._listed, name)
+            given = dict(zip(self._reads, captured, strict=True)) | {run._table: table}
+            captured = [given.get(n) for n in run._reads]
+            known = dict(zip(self._scalars, numbers, strict=True))
+            numbers = [known[n] for n in run._scalars]
         kept: Tensor | None
         if not torch.compiler.is_compiling() and is_plain((q, k, v, *captured)):
-            out, kept, _, _ = self._launch(
+            out, kept, _, _ = run._launch(
                 q, k, v, captured, q_start, _scale(scale, q), numbers, return_stats
             )
         else:
-            out, kept = self._dispatch(q, k, v, captured, q_start, scale, numbers, return_stats)
+            out, kept = run._dispatch(q, k, v, captured, q_start, scale, numbers, return_stats)
         if self._arrangement is not None:
             out, kept = self._arrangement.results(out, kept if return_stats else None)
         if not return_stats:
@@ -298,6 +327,33 @@ class Operator:
             chosen = declared if isinstance(declared, torch.dtype) else usual
             types.append(str(tensor_dtypes.get(decl.name, chosen)).removeprefix("torch."))
         return Specialization(ELEMENT_TYPES[dtype], *dims, tuple(types))
+
+
+_NUMBERS = count()
+_OPERATORS: WeakValueDictionary[int, Operator] = WeakValueDictionary()
+
+
+class _Listed:
+    """The operators that run calls with block lists, an attribute each: a trace reads those one by one."""
+
+
+def _compile_listed(number: int, rows: int, columns: int, batch: bool, heads: Heads) -> str:
+    """The attribute of ``_listed`` that runs lists of one form, compiled when it is not there yet."""
+    from attncompiler.compiler import compile_levels
+
+    operator = _OPERATORS[number]
+    name = f"blocks_{rows}_{columns}_{'b' if batch else ''}{heads}"
+    if not hasattr(operator._listed, name):
+        trace, table = restricted(operator.compilation.trace, Form((rows, columns), batch, heads))
+        made = Operator(compile_levels(trace))
+        made._table = table
+        setattr(operator._listed, name, made)
+    return name
+
+
+# What torch.compiler.assume_constant_result does, without loading torch's compiler: a trace calls it instead of
+# looking into it.
+_compile_listed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _scale(given: float | None, q: Tensor) -> float:

@@ -32,7 +32,7 @@ from attncompiler.runtime.kernels import Kernels, real_of
 from attncompiler.runtime.launch import Launcher, launch_backward, sizes_of
 
 _NAMESPACE = "attncompiler"
-_LIBRARY: Any = cast(Any, torch.library.Library)(_NAMESPACE, "FRAGMENT")
+LIBRARY: Any = cast(Any, torch.library.Library)(_NAMESPACE, "FRAGMENT")
 _SCHEMA_TYPES = {"float": "float", "int": "SymInt", "bool": "bool"}
 # Inductor may not hand over tensors in another order of strides than the traced one: last axes stay contiguous.
 _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
@@ -74,16 +74,16 @@ def register(kernels: Kernels) -> Registered:
 
 def _define(name: str, forward: str, backward: str) -> Registered:
     back = f"{name}_backward"
-    _LIBRARY.define(name + forward, tags=_TAGS)
-    _LIBRARY.define(back + backward, tags=_TAGS)
-    _LIBRARY.impl(name, lambda *a: _programs[name].forward(*a), "CPU")
-    _LIBRARY.impl(back, lambda *a: _programs[name].backward(*a), "CPU")
+    LIBRARY.define(name + forward, tags=_TAGS)
+    LIBRARY.define(back + backward, tags=_TAGS)
+    LIBRARY.impl(name, lambda *a: _programs[name].forward(*a), "CPU")
+    LIBRARY.impl(back, lambda *a: _programs[name].backward(*a), "CPU")
 
     def register(op: str, fake: Any, gradient: Any, setup_context: Any) -> None:
         qualified = f"{_NAMESPACE}::{op}"
-        torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+        torch.library.register_fake(qualified, fake, lib=LIBRARY)
         torch.library.register_autograd(
-            qualified, gradient, setup_context=setup_context, lib=_LIBRARY
+            qualified, gradient, setup_context=setup_context, lib=LIBRARY
         )
 
     register(

@@ -29,6 +29,7 @@ CORNERS: dict[str, tuple[Param, Param]] = {
     axis: (Param(f"{axis}_lo", "int"), Param(f"{axis}_hi", "int")) for axis in "qkh"
 }
 _LARGEST_OR = 24
+_WIDEST_TILE = 96
 _ROUNDS_NOTHING = frozenset({"to_float"})
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 
@@ -52,15 +53,24 @@ def tile_class(mask: Expr, values: Mapping[Expr, Range] | None = None) -> TileCl
 
 
 def needs_plan(mask: Expr) -> bool:
-    """Whether tiles of a mask are worth planning: it reads tensors that conditions on corners know nothing of.
+    """Whether tiles of a mask are worth planning: it reads tensors that conditions on corners know little of.
 
     A mask that computes with floating numbers is not planned: the kernel might round differently.
     """
     nodes = list(walk(mask))
-    fine = any(isinstance(n, Load) and not all(map(is_coarse, n.indices)) for n in nodes)
+    fine = any(isinstance(n, Load) and not all(map(_is_coarse, n.indices)) for n in nodes)
     return fine and not any(
         isinstance(n, Call) and kind_of(n) == "float" and n.op not in _ROUNDS_NOTHING for n in nodes
     )
+
+
+def _is_coarse(index: Expr) -> bool:
+    """Whether a tile of a kernel lies within two values of an index."""
+    match index:
+        case Call("floordiv", (_, Const(int() as size))) if size < _WIDEST_TILE:
+            return is_uniform(index)
+        case _:
+            return is_coarse(index)
 
 
 def may_be(condition: Expr, truth: bool, box: Box) -> Expr:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attncompiler import BlockSparse
 from attncompiler import compile as compile_variant
 from attncompiler.dsl import Boxes, Tensor, Variant, neighborhood
 from attncompiler.errors import DeclarationError, LayoutDeclarationError, ShapeError
@@ -212,3 +213,18 @@ def test_calls_that_do_not_fit_a_layout() -> None:
         op(q[0], k, v)
     with pytest.raises(DeclarationError, match="is no layout"):
         type("Wrong", (Variant,), {"layout": (8, 8)})
+
+
+@pytest.mark.parametrize("permuted_by", ["op", "caller"])
+def test_block_lists_count_boxes_of_a_layout(permuted_by: Any) -> None:
+    layout = Boxes(GRID, (6, 11), permuted_by=permuted_by)
+    arranged = type("Arranged", (_Plane,), {"layout": layout})
+    tokens, tensors = inputs(18 * 22)
+    table = torch.rand(6, 3, generator=torch.Generator().manual_seed(2)) < 0.6
+    lists = BlockSparse.from_dense(table, (66, 132))
+    results = []
+    for backend in ("cpp", "dense"):
+        out = compile_variant(arranged, backend=backend)(*tokens, sparsity=lists, **tensors)
+        results.append((out, *torch.autograd.grad(out.square().sum(), tokens)))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-4, atol=1e-4)

@@ -12,11 +12,12 @@ from attncompiler.cases import draw_cases
 from attncompiler.variant_file import load_variant
 
 README = Path(__file__).parent.parent / "README.md"
+SPARSITY = README.parent / "docs" / "sparsity.md"
 
 
-def blocks() -> list[str]:
-    """The fenced Python blocks of the README."""
-    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def blocks(page: Path = README) -> list[str]:
+    """The fenced Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 def test_the_blocks_run(tmp_path: Path) -> None:
@@ -38,3 +39,14 @@ def test_the_variant_passes_the_check(tmp_path: Path) -> None:
     checker = attncompiler.check.Checker(load_variant(file, None, ()), gradients=True)
     report = checker.report(draw_cases(1, 4, ("float32", "bfloat16")))
     assert report.passed, report.summary()
+
+
+def test_the_blocks_on_sparse_masks_run(tmp_path: Path) -> None:
+    packed, window = blocks(SPARSITY)
+    for name, text in (("packed.py", packed), ("window.py", window)):
+        (tmp_path / name).write_text(text)
+        done = subprocess.run(
+            [sys.executable, name], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{text}\n{done.stderr}"
+        assert ("of the pairs are visited" in done.stdout) == (name == "packed.py")

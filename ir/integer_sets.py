@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 POSITIONS = 1 << 30  # positions and lengths stay below
 AXES = ("q", "k", "h")
 _COMPARED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
-_LINEAR = frozenset(("add", "sub", "neg", "mul"))
-_LARGEST = 1 << 40
 
 
 class Refusal(Exception):

@@ -16,13 +16,17 @@ window, prefix and chunked masks exact. Example: ``k <= q and q - k < w`` is pos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
+from typing import TYPE_CHECKING
 
 from attncompiler.ir.conjunctions import Conjunction, conjunction
 from attncompiler.ir.expr import Call, Const, Expr, Param, kind_of
 from attncompiler.ir.intervals import Box, Range
 from attncompiler.ir.linear import is_uniform
 from attncompiler.ir.passes.canonicalize import make
+
+if TYPE_CHECKING:
+    from attncompiler.ir.spans import Span
 
 CORNERS: dict[str, tuple[Param, Param]] = {
     axis: (Param(f"{axis}_lo", "int"), Param(f"{axis}_hi", "int")) for axis in "qkh"
@@ -37,6 +41,34 @@ class TileClass:
 
     possible: Expr
     certain: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class TileSet:
+    """What is known about the tiles of a mask before any length or value is.
+
+    ``possible`` and ``certain`` as above; ``exact`` says that they are proved to miss no empty and no full tile, for
+    all lengths and values, and ``reason`` why they are not. ``keys`` are the keys that the queries q_lo..q_hi of a tile
+    may see and ``queries`` the queries that may see the keys k_lo..k_hi, as the union of spans; None where
+    ``no_spans`` says why. Spans hold while ``small`` does: run-time numbers are not astronomical.
+    """
+
+    possible: Expr
+    certain: Expr
+    exact: bool
+    reason: str = ""
+    keys: tuple[Span, ...] | None = None
+    queries: tuple[Span, ...] | None = None
+    no_spans: str = ""
+    small: Expr = Const(True)
+
+
+@lru_cache(maxsize=256)
+def tile_set(mask: Expr) -> TileSet:
+    """The conditions and spans of a mask, by integer sets where it has them and by intervals elsewhere."""
+    from attncompiler.ir.exact_tiles import exact_tiles
+
+    return exact_tiles(mask)
 
 
 def tile_class(mask: Expr) -> TileClass:

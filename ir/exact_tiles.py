@@ -3,6 +3,7 @@
 The pairs of a mask within a box of symbolic corners, projected onto the corners, are exactly the boxes that hold an
 allowed pair; the same with the opposite of the mask gives the boxes that are not full. Where the short conditions of
 interval analysis describe the same boxes they are kept; else the projection itself is printed, if it is short enough.
+Without an answer the conditions of interval analysis remain, and a reason.
 """
 
 from __future__ import annotations
@@ -11,121 +12,114 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from attncompiler.ir.expr import (
-    Call,
-    Const,
-    Expr,
-    Index,
-    Size,
-    axes_of,
-    children,
-    kind_of,
-    substitute,
-    walk,
-)
-from attncompiler.ir.integer_sets import AXES, POSITIONS, Refusal, Sets, Universe
+from attncompiler.ir.digits import Reading, read
+from attncompiler.ir.expr import Const, Expr, Index, Size, axes_of, children, kind_of, walk
+from attncompiler.ir.integer_sets import LIMIT, Refusal, Sets, Universe
 from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.set_formulas import LARGEST, formula
 from attncompiler.ir.spans import Span, spans
-from attncompiler.ir.tiles import CORNERS, TileClass, TileSet, negation, tile_class
+from attncompiler.ir.tiles import TileClass, TileSet, negation, tile_class
 
 if TYPE_CHECKING:
     import islpy
 
 T = TypeVar("T")
-_MOST_OPERATIONS = 400_000  # of isl, for one question: some ten milliseconds
-_MOST_PIECES = 40
-_TOO_MANY = "its integer sets have too many pieces"
+_MOST_OPERATIONS = 50_000  # of isl, for one question: ten milliseconds or two
+_MOST_PIECES, _LONGEST = 40, 1500
+_TOO_MANY = "the sets of its pairs have too many pieces"
 
 
 def exact_tiles(mask: Expr) -> TileSet:
     """What ``tiles.tile_set`` returns."""
-    import islpy
-
+    reading = read(mask)
     try:
-        coarse, sizes = _coarsened(mask)
-        question = _Question.of(islpy.Context(), coarse)
-        conditions = question.conditions()
+        question = _Question.of(reading)
+        conditions, reason = question.conditions()
     except Refusal as refusal:
+        reason = _told(refusal, reading)
         found = tile_class(mask)
-        return TileSet(found.possible, found.certain, False, str(refusal), None, None, str(refusal))
-    back = {
-        corner: make("floordiv", corner, Const(size))
-        for axis, size in sizes.items()
-        for corner in CORNERS[axis]
-    }
-    possible, certain = (substitute(e, back) for e in (conditions.possible, conditions.certain))
-    ranges: list[tuple[Span, ...] | None] = []
-    reason = ""
-    for axis in ("k", "q"):
-        try:
-            found = question.spans(axis)
-            ranges.append(
-                tuple(s.scaled(sizes.get(axis, 1)).replaced(back) for s in found)
-            )
-        except Refusal as refusal:
-            ranges.append(None)
-            what = "keys of a query tile" if axis == "k" else "queries of a key tile"
-            reason = reason or f"the {what} have no short list of ranges: {refusal}"
+        return TileSet(found.possible, found.certain, False, reason, no_spans=reason)
+    possible, certain = _over_boxes(reading, conditions)
+    length = max(_length(possible), _length(certain))
+    if reading.grid and (reason or length > _LONGEST):
+        found = tile_class(mask)
+        possible, certain = found.possible, found.certain
+        reason = reason or f"its conditions on rows and columns are long: {length} operations"
+    keys, no_keys = _spans(question, "k")
+    queries, no_queries = _spans(question, "q")
     return TileSet(
         possible,
         certain,
-        not question.reason,
-        question.reason,
-        ranges[0],
-        ranges[1],
+        not reason,
         reason,
+        keys,
+        queries,
+        no_keys or no_queries,
         question.small(),
     )
 
 
-def _coarsened(mask: Expr) -> tuple[Expr, dict[str, int]]:
-    """The mask over blocks, along axes that it reads by the number of a block alone, and the sizes of the blocks."""
-    sizes: dict[str, int] = {}
-    for axis in AXES:
-        index = Index(axis)  # type: ignore[arg-type]
-        users = {n for n in walk(mask) if index in children(n)}
-        found = {_block(n, index) for n in users}
-        if len(found) == 1 and (size := found.pop()) > 1:
-            sizes[axis] = size
-            mask = substitute(mask, {n: index for n in users})
-    return mask, sizes
+def _over_boxes(reading: Reading, conditions: TileClass) -> tuple[Expr, Expr]:
+    """The conditions on a box of flat positions, which consists of several boxes."""
+    if len(reading.boxes) == 1:
+        box = reading.boxes[0]
+        return box.of(conditions.possible), box.of(conditions.certain)
+    possible, certain = Const(False), Const(True)
+    some: Expr = possible
+    every: Expr = certain
+    for box in reading.boxes:
+        some = make("or", some, make("and", box.exists, box.of(conditions.possible)))
+        every = make("and", every, make("or", negation(box.exists), box.of(conditions.certain)))
+    return some, every
 
 
-def _block(user: Expr, index: Expr) -> int:
-    match user:
-        case Call("floordiv", (x, Const(int() as size))) if x is index and size > 0:
-            return size
-        case _:
-            return 0
+def _told(refusal: Refusal, reading: Reading) -> str:
+    part = refusal.part
+    return str(refusal if part is None else Refusal(refusal.problem, reading.flat(part)))
+
+
+def _spans(question: _Question, axis: str) -> tuple[tuple[Span, ...] | None, str]:
+    """The spans along an axis, or None and why."""
+    reading = question.reading
+    what = "keys of a query tile" if axis == "k" else "queries of a key tile"
+    try:
+        found = question.spans(axis)
+    except Refusal as refusal:
+        return None, f"the {what} are no short list of ranges: {_told(refusal, reading)}"
+    corners, size = reading.boxes[0].corners, reading.blocks.get(axis, 1)
+    return tuple(s.scaled(size).replaced(corners) for s in found), ""
 
 
 @dataclass(slots=True)
 class _Question:
-    """A mask with its universe; ``reason`` says why an answer is not exact."""
+    """A mask on positions with its universe; ``given`` holds for the corners of every box."""
 
-    context: islpy.Context
-    mask: Expr
+    reading: Reading
     interval: TileClass
     points: Sets
     boxes: Sets
     given: islpy.Set
-    reason: str = ""
 
     @staticmethod
-    def of(context: islpy.Context, mask: Expr) -> _Question:
-        interval = tile_class(mask)
-        corners = [c for axis in AXES for c in CORNERS[axis]]
-        universe = Universe.of(context, corners, mask, interval.possible, interval.certain)
-        points, boxes = Sets(universe, AXES), Sets(universe, ())
-        return _Question(context, mask, interval, points, boxes, _given(boxes))
+    def of(reading: Reading) -> _Question:
+        import islpy
 
-    def conditions(self) -> TileClass:
-        """Both conditions on a box; they read what the mask and its interval analysis read."""
-        possible = self._answer(True, self.interval.possible)
-        return TileClass(possible, negation(self._answer(False, negation(self.interval.certain))))
+        positions = reading.positions
+        interval = tile_class(reading.mask, {p.name: (p.lo, p.hi) for p in positions})
+        roots = (reading.mask, interval.possible, interval.certain)
+        universe = Universe.of(islpy.Context(), positions, roots)
+        boxes = Sets(universe, ())
+        return _Question(reading, interval, Sets(universe, positions), boxes, _given(boxes))
 
-    def _answer(self, truth: bool, interval: Expr) -> Expr:
+    def conditions(self) -> tuple[TileClass, str]:
+        """Both conditions on a box, and why they are not exact."""
+        impossible = negation(self.interval.certain)
+        possible, empty = self._answer(True, self.interval.possible)
+        partial, full = self._answer(False, impossible)
+        certain = self.interval.certain if partial is impossible else negation(partial)
+        return TileClass(possible, certain), empty or full
+
+    def _answer(self, truth: bool, interval: Expr) -> tuple[Expr, str]:
         """Whether some pair of a box has the given truth; ``interval`` is a condition that holds whenever one has."""
         exact = self._limited(lambda: self._projected(truth))
         names = self.boxes.universe.parameters()
@@ -133,49 +127,66 @@ class _Question:
         own = formula(exact, names) if pieces <= _MOST_PIECES else None
         small = self.small()
         if own is not None and small is Const(True) and _length(own) < _length(interval):
-            return own
+            return own, ""
+        if self._proved(interval, exact):
+            return interval, ""
+        if own is None:
+            what = "are empty" if truth else "are full"
+            return interval, f"the condition for tiles that {what} has {pieces} cases"
+        if small is Const(True):
+            return own, ""
+        return make("and", interval, make("or", make("not", small), own)), ""
+
+    def _proved(self, interval: Expr, exact: islpy.Set) -> bool:
+        """Whether all boxes that pass the condition are in the set; no when that takes long."""
+        if self.boxes.universe.tested is not None:
+            return False
         try:
             inside = self._limited(lambda: self.boxes.where(interval) & self.given)
-            if self._limited(lambda: inside.is_subset(exact)):
-                return interval
+            return self._limited(lambda: bool(inside.is_subset(exact)))
         except Refusal:
-            pass  # the interval condition is not one that can be compared
-        if own is None:
-            what = "hold no pair" if truth else "are full"
-            self.reason = self.reason or f"which tiles {what} has {pieces} cases"
-            return interval
-        if small is Const(True):
-            return own
-        return make("and", interval, make("or", make("not", small), own))
+            return False
 
     def _projected(self, truth: bool) -> islpy.Set:
         """The boxes that hold a pair with the given truth."""
-        pairs = self.points.where(self.mask, truth)
-        for axis in AXES:
-            pairs = pairs & self._within(axis)
-        return pairs.params().compute_divs().coalesce().gist(self.given)
+        import islpy
 
-    def _within(self, axis: str) -> islpy.Set:
-        index, (lo, hi) = Index(axis), CORNERS[axis]  # type: ignore[arg-type]
-        return self.points.where(make("ge", index, lo)) & self.points.where(make("le", index, hi))
+        pairs = self.points.where(self.reading.mask, truth)
+        for place in self.reading.positions:
+            pairs = pairs & self._within(place.name)
+        if self.boxes.universe.tested is None:
+            return pairs.params().compute_divs().coalesce().gist(self.given)
+        pairs &= self.points.power().ge_set(self.points.number(1))
+        pairs = pairs.project_out(islpy.dim_type.set, 0, len(self.reading.positions))
+        return pairs.compute_divs().coalesce().gist_params(self.given)
+
+    def _within(self, name: str) -> islpy.Set:
+        at = next(p for p in self.reading.positions if p.name == name)
+        above = self.points.where(make("ge", at.place, at.lo))
+        return above & self.points.where(make("le", at.place, at.hi))
 
     def spans(self, axis: str) -> tuple[Span, ...]:
         """The positions along an axis that are met by some pair of a box, as formulas of its other corners."""
+        if self.reading.grid:
+            raise Refusal(f"the mask reads rows and columns of {self.reading.grid}")
+        if "h" in axes_of(self.reading.mask):
+            raise Refusal("the mask reads the head")
+        if self.boxes.universe.tested is not None:
+            raise Refusal("there is one for each power of two")
+        return self._limited(lambda: self._spans(axis))
+
+    def _spans(self, axis: str) -> tuple[Span, ...]:
         import islpy
 
-        if "h" in axes_of(self.mask):
-            raise Refusal("the mask reads the head")
-        other, place = ("q", 1) if axis == "k" else ("k", 0)
-
-        def project() -> tuple[Span, ...]:
-            pairs = self.points.where(self.mask) & self._within(other)
-            pairs &= self.points.where(make("ge", Index(axis), Const(0)))  # type: ignore[arg-type]
-            found = pairs.project_out(islpy.dim_type.set, place + 1, 2 - place)
-            found = found.project_out(islpy.dim_type.set, 0, place)
-            found = found.compute_divs().coalesce().gist_params(self.given)
-            return spans(found, self.given, self.boxes.universe.parameters(), axis)
-
-        return self._limited(project)
+        names = [p.name for p in self.reading.positions]
+        at = self.reading.positions[names.index(axis)].place
+        pairs = self.points.where(self.reading.mask) & self._within("q" if axis == "k" else "k")
+        pairs &= self.points.where(make("ge", at, Const(0)))
+        for number in reversed(range(len(names))):
+            if names[number] != axis:
+                pairs = pairs.project_out(islpy.dim_type.set, number, 1)
+        found = pairs.compute_divs().coalesce().gist_params(self.given)
+        return spans(found, self.given, self.boxes.universe.parameters(), axis)
 
     def small(self) -> Expr:
         """Whether all run-time numbers are within what formulas can bear; lengths are."""
@@ -186,10 +197,12 @@ class _Question:
         return found
 
     def _limited(self, work: Callable[[], T]) -> T:
+        """Let isl work on one question; a refusal when that takes too many operations."""
         import islpy
 
-        self.context.reset_operations()
-        self.context.set_max_operations(_MOST_OPERATIONS)
+        context = self.boxes.universe.context
+        context.reset_operations()
+        context.set_max_operations(_MOST_OPERATIONS)
         try:
             return work()
         except islpy.Error as error:
@@ -197,24 +210,27 @@ class _Question:
                 raise
             raise Refusal(_TOO_MANY) from None
         finally:
-            self.context.set_max_operations(0)
+            context.set_max_operations(0)
 
 
 def _given(boxes: Sets) -> islpy.Set:
-    """What holds for the corners of every tile and for the lengths."""
+    """What holds for the corners of every box and for the lengths."""
     found = boxes.everything
     atoms = boxes.universe.atoms
-    for axis, length in (("q", "M"), ("k", "N"), ("h", "H")):
-        lo, hi = CORNERS[axis]
-        for x, y in ((Const(0), lo), (lo, hi), (hi, Const(POSITIONS - 1))):
+    for place in boxes.universe.positions:
+        for x, y in (
+            (Const(0), place.lo),
+            (place.lo, place.hi),
+            (place.hi, Const(place.limit - 1)),
+        ):
             found = found & boxes.where(make("le", x, y))
-        size = Size(length)  # type: ignore[arg-type]
-        if size in atoms and axis != "q":
-            found = found & boxes.where(make("lt", hi, size))
+        length = {"k": Size("N"), "h": Size("H")}.get(place.name)
+        if length in atoms:
+            found = found & boxes.where(make("lt", place.hi, length))
     for atom in atoms:
         if isinstance(atom, Size):
             found = found & boxes.where(make("le", Const(1), atom))
-            found = found & boxes.where(make("le", atom, Const(POSITIONS)))
+            found = found & boxes.where(make("le", atom, Const(LIMIT)))
         if kind_of(atom) == "bool":
             number = boxes.places[atom]
             found = found & number.ge_set(boxes.number(0)) & number.le_set(boxes.number(1))
@@ -222,4 +238,8 @@ def _given(boxes: Sets) -> islpy.Set:
 
 
 def _length(expr: Expr) -> int:
-    return sum(1 for _ in walk(expr))
+    """How many operations a formula has when it is written out."""
+    found: dict[Expr, int] = {}
+    for node in walk(expr):
+        found[node] = 1 + sum(found[c] for c in children(node))
+    return found[expr]

@@ -1,6 +1,6 @@
 """Turns a mask into the set of integer points that it allows, for exact answers about tiles.
 
-The set lies in the space of (q, k, h). What is the same for a whole tile (parameters, sizes, loads that read no index)
+A set lies in the space of some positions, usually q, k and h. What is the same for a whole tile (parameters, sizes, loads that read no index)
 is a parameter of the set, so one set stands for all lengths and values. Sums, differences, multiples, ``//`` and ``%`` by
 literals, minima, choices, bit lengths and tests for powers of two have exact rules; both a condition and its opposite
 are built from them, never by complement. Everything else raises ``Refusal``, which names the part of the mask.
@@ -12,7 +12,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from attncompiler.ir.expr import Call, Const, Expr, Index, Param, Size, children, kind_of, walk
+from attncompiler.ir.expr import (
+    Call,
+    Const,
+    Expr,
+    Index,
+    Local,
+    Param,
+    Size,
+    children,
+    kind_of,
+    walk,
+)
 from attncompiler.ir.linear import Linear, is_uniform, linear
 from attncompiler.ir.printer import print_expression
 
@@ -22,32 +33,57 @@ if TYPE_CHECKING:
     IntegerSet: TypeAlias = islpy.Set
     Piecewise: TypeAlias = islpy.PwAff
 
-POSITIONS = 1 << 30  # positions and lengths stay below
-AXES = ("q", "k", "h")
+LIMIT = 1 << 30  # positions and lengths stay below
 _COMPARED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 
 
 class Refusal(Exception):
-    """Why a mask has no integer set that is worth having."""
+    """Why a mask has no integer set that is worth having: what is wrong with which part of it."""
+
+    def __init__(self, problem: str, part: Expr | None = None) -> None:
+        super().__init__(problem)
+        self.problem, self.part = problem, part
+
+    def __str__(self) -> str:
+        return self.problem if self.part is None else f"{print_expression(self.part)} {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A coordinate of pairs, 0 <= place < limit, and the first and the last one of a box."""
+
+    place: Index | Local
+    lo: Param
+    hi: Param
+    limit: int = LIMIT
+
+    @property
+    def name(self) -> str:
+        """What formulas call it."""
+        return self.place.axis if isinstance(self.place, Index) else self.place.name
 
 
 @dataclass(frozen=True, slots=True)
 class Universe:
     """The names of everything that the sets of one mask speak about.
 
-    ``atoms`` are the uniform expressions that are parameters; parameter number i is called ``a<i>``. ``corners`` are
-    the corners of a box, which are parameters of their own names.
+    ``atoms`` are the uniform expressions that are parameters; parameter number i is called ``a<i>``. The corners of
+    boxes are parameters too. If the mask asks whether ``tested`` is a power of two, sets have one more dimension: the
+    power of two p with ``p <= tested < 2 * p``. They leave open which numbers are powers of two.
     """
 
     context: islpy.Context
+    positions: tuple[Position, ...]
     atoms: tuple[Expr, ...]
-    corners: tuple[Param, ...]
+    tested: Expr | None = None
 
     @staticmethod
-    def of(context: islpy.Context, corners: Iterable[Param], *roots: Expr) -> Universe:
-        """The universe of some conditions; those on the corners of a box are told apart by their leaves."""
-        corners = tuple(corners)
-        bound = set[Expr](corners)
+    def of(
+        context: islpy.Context, positions: tuple[Position, ...], roots: Iterable[Expr]
+    ) -> Universe:
+        """The universe of conditions on positions or on corners."""
+        roots = tuple(roots)
+        bound: set[Expr] = {c for p in positions for c in (p.lo, p.hi)}
         moving = {n: n in bound for n in walk(*roots)}
         for node in walk(*roots):
             moving[node] |= not is_uniform(node) or any(moving[c] for c in children(node))
@@ -63,20 +99,32 @@ class Universe:
             else:
                 found[node] = None
         atoms = tuple(sorted((a for a in found if a not in bound), key=print_expression))
-        return Universe(context, atoms, corners)
+        tests = {_power_test(node) for node in walk(*roots)} - {None}
+        of_positions = [t for t in tests if t is not None and not bound & set(walk(t))]
+        return Universe(context, positions, atoms, of_positions[0] if of_positions else None)
 
-    def space(self, axes: tuple[str, ...]) -> islpy.Space:
-        """The space of sets of positions along some axes; of parameters alone when there are none."""
-        import islpy
-
-        names = [*(f"a{i}" for i in range(len(self.atoms))), *(c.name for c in self.corners)]
-        if axes:
-            return islpy.Space.create_from_names(self.context, set=list(axes), params=names)
-        return islpy.Space.create_from_names(self.context, set=[], params=names).params()
+    def corners(self) -> tuple[Param, ...]:
+        """The corners of a box."""
+        return tuple(c for p in self.positions for c in (p.lo, p.hi))
 
     def parameters(self) -> tuple[Expr, ...]:
         """What the parameters stand for, in the order of the space."""
-        return (*self.atoms, *self.corners)
+        return (*self.atoms, *self.corners())
+
+    def space(self, positions: tuple[Position, ...]) -> islpy.Space:
+        """The space of sets of some positions; of parameters alone when there are none."""
+        import islpy
+
+        names = [*(f"a{i}" for i in range(len(self.atoms))), *(c.name for c in self.corners())]
+        places = [p.name for p in positions]
+        if places and self.tested is not None:
+            places.append("power")
+        found = islpy.Space.create_from_names(self.context, set=places, params=names)
+        return found if places else found.params()
+
+    def limits(self) -> dict[Expr, int]:
+        """Numbers that positions and corners stay below."""
+        return {e: p.limit for p in self.positions for e in (p.place, p.lo, p.hi)}
 
 
 def _is_atom(node: Expr) -> bool:
@@ -96,10 +144,10 @@ def _is_atom(node: Expr) -> bool:
 
 @dataclass(slots=True)
 class Sets:
-    """Builds sets over some axes of a universe."""
+    """Builds sets of some positions of a universe, or of boxes when there are none."""
 
     universe: Universe
-    axes: tuple[str, ...]
+    positions: tuple[Position, ...]
     places: dict[Expr, Piecewise] = field(default_factory=dict)
     conditions: dict[tuple[Expr, bool], IntegerSet] = field(default_factory=dict)
     everything: IntegerSet = field(init=False)
@@ -108,15 +156,15 @@ class Sets:
     def __post_init__(self) -> None:
         import islpy
 
-        space = self.universe.space(self.axes)
+        space = self.universe.space(self.positions)
         self.everything, self.nothing = islpy.Set.universe(space), islpy.Set.empty(space)
         local = islpy.LocalSpace.from_space(space)
         for number, expr in enumerate(self.universe.parameters()):
             place = islpy.Aff.var_on_domain(local, islpy.dim_type.param, number)
             self.places[expr] = islpy.PwAff.from_aff(place)
-        for number, axis in enumerate(self.axes):
+        for number, position in enumerate(self.positions):
             place = islpy.Aff.var_on_domain(local, islpy.dim_type.set, number)
-            self.places[Index(axis)] = islpy.PwAff.from_aff(place)  # type: ignore[arg-type]
+            self.places[position.place] = islpy.PwAff.from_aff(place)
 
     def where(self, condition: Expr, truth: bool = True) -> IntegerSet:
         """The points at which a condition has the given truth value."""
@@ -257,52 +305,57 @@ class Sets:
     def _bit_length(self, x: Expr) -> Piecewise:
         size = self.value(x).max(self.value(x).neg())
         found = self.number(0).intersect_domain(size.le_set(self.number(0)))
-        for n in range(1, _magnitude(x).bit_length() + 1):
+        for n in range(1, self._size(x).bit_length() + 1):
             where = size.ge_set(self.number(1 << (n - 1))) & size.lt_set(self.number(1 << n))
             found = found.union_add(self.number(n).intersect_domain(where))
         return found
 
     def _power_of_two(self, x: Expr, truth: bool) -> IntegerSet:
         """``x & (x - 1) == 0`` holds for 0 and the powers of two."""
-        value, zero = self.value(x), self.number(0)
-        powers = [1 << n for n in range(_magnitude(x).bit_length())]
+        if x is not self.universe.tested or not self.positions:
+            raise Refusal("is tested for a power of two, as another number is", x)
+        value, zero, power = self.value(x), self.number(0), self.power()
         if truth:
-            found = value.ge_set(zero) & value.le_set(self.number(2))
-            for n in powers[2:]:
-                found |= value.eq_set(self.number(n))
-            return found
-        found = value.lt_set(zero)
-        for n in powers[1:]:
-            found |= value.gt_set(self.number(n)) & value.lt_set(self.number(2 * n))
-        return found
+            return value.eq_set(zero) | value.eq_set(power)
+        between = value.gt_set(power) & value.lt_set(power.add(power))
+        return value.lt_set(zero) | (between & power.ge_set(self.number(1)))
 
+    def power(self) -> Piecewise:
+        """The power of two that is the last dimension."""
+        import islpy
 
-def _magnitude(expr: Expr) -> int:
-    """A limit of the absolute value of an expression; a refusal when none is known."""
-    match expr:
-        case Const(value):
-            return abs(int(value))
-        case Index() | Size():
-            return POSITIONS
-        case Param(name) if name in _CORNER_NAMES:
-            return POSITIONS
-        case Call("add" | "sub", (x, y)):
-            return _magnitude(x) + _magnitude(y)
-        case Call("mul", (x, Const(int() as c))) | Call("mul", (Const(int() as c), x)):
-            return _magnitude(x) * abs(c)
-        case Call("floordiv", (x, Const(int() as c))) if c:
-            return _magnitude(x) // abs(c) + 1
-        case Call("mod", (_, Const(int() as c))):
-            return abs(c)
-        case Call("neg" | "abs", (x,)):
-            return _magnitude(x)
-        case Call("min" | "max", (x, y)) | Call("where", (_, x, y)):
-            return max(_magnitude(x), _magnitude(y))
-        case _:
-            raise Refusal(f"{print_expression(expr)} has no bound that is known before the call")
+        local = islpy.LocalSpace.from_space(self.everything.get_space())
+        place = islpy.Aff.var_on_domain(local, islpy.dim_type.set, len(self.positions))
+        return islpy.PwAff.from_aff(place)
 
+    def _size(self, expr: Expr) -> int:
+        """A limit of the absolute value of an expression; a refusal when none is known before the call."""
+        limits = self.universe.limits()
 
-_CORNER_NAMES = frozenset(f"{axis}_{end}" for axis in AXES for end in ("lo", "hi"))
+        def size(node: Expr) -> int:
+            match node:
+                case Const(value):
+                    return abs(int(value))
+                case Size():
+                    return LIMIT
+                case Call("add" | "sub", (x, y)):
+                    return size(x) + size(y)
+                case Call("mul", (x, Const(int() as c))) | Call("mul", (Const(int() as c), x)):
+                    return size(x) * abs(c)
+                case Call("floordiv", (x, Const(int() as c))) if c:
+                    return size(x) // abs(c) + 1
+                case Call("mod", (_, Const(int() as c))):
+                    return abs(c)
+                case Call("neg" | "abs", (x,)):
+                    return size(x)
+                case Call("min" | "max", (x, y)) | Call("where", (_, x, y)):
+                    return max(size(x), size(y))
+                case _ if node in limits:
+                    return limits[node]
+                case _:
+                    raise Refusal("has no bound that is known before the call", node)
+
+        return size(expr)
 
 
 def _power_test(expr: Expr) -> Expr | None:
@@ -317,19 +370,19 @@ def _power_test(expr: Expr) -> Expr | None:
 
 def _refusal(expr: Expr) -> Refusal:
     """Why one operation has no exact rule."""
-    text = print_expression(expr)
     match expr:
         case Call("floordiv" | "mod", _) if kind_of(expr) == "int":
-            return Refusal(f"{text} divides by a number that is known only at run time")
+            problem = "divides by a number that is known only at run time"
         case Call("mul", _) if kind_of(expr) == "int":
-            return Refusal(f"{text} is a product of positions")
+            problem = "multiplies positions by a number that is known only at run time"
         case Call("shl" | "shr", _):
-            return Refusal(f"{text} shifts by an amount that is not a literal")
+            problem = "shifts by an amount that is not a literal"
         case Call("bitand" | "bitor" | "bitxor", _):
-            return Refusal(f"{text} works on single bits")
+            problem = "works on single bits"
         case Call(_, args) if any(kind_of(a) == "float" for a in args):
-            return Refusal(f"{text} compares or converts floating-point numbers")
+            problem = "compares or converts floating-point numbers"
         case Call():
-            return Refusal(f"{text} has no rule for sets of integers")
+            problem = "has no rule for sets of integers"
         case _:
-            return Refusal(f"{text} is read from a tensor for each query, key or head")
+            problem = "is read from a tensor for each query, key or head"
+    return Refusal(problem, expr)

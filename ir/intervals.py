@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from attncompiler.ir.expr import Call, Const, Expr, Index, kind_of
+from attncompiler.ir.expr import Call, Const, Expr, Index, Local, kind_of
 from attncompiler.ir.linear import Linear, is_uniform, linear, to_expression, total
 from attncompiler.ir.passes.canonicalize import make
 
@@ -115,7 +115,7 @@ def _atom(expr: Expr, box: Box) -> Range:
     if is_uniform(expr):
         return Range(expr, expr)
     match expr:
-        case Index(axis):
+        case Index(axis) | Local(axis):
             return box.axes.get(axis, Range())
         case Call("min" | "max" as op, (x, y)):
             a, b = bounds(x, box), bounds(y, box)

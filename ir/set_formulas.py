@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attncompiler.ir.expr import Call, Const, Expr, kind_of
 from attncompiler.ir.integer_sets import Refusal
-from attncompiler.ir.linear import Linear, to_expression
+from attncompiler.ir.linear import Linear, linear, to_expression
 from attncompiler.ir.passes.canonicalize import make
 
 if TYPE_CHECKING:
@@ -60,10 +60,63 @@ def _holds(row: Row, value: int) -> bool:
 
 
 def formula(of: islpy.Set, names: Sequence[Expr]) -> Expr:
-    """The condition on its parameters that a set without positions stands for; ``names`` are the parameters."""
+    """The condition on its parameters that a set stands for; ``names`` are the parameters.
+
+    A set with a dimension stands for the parameters for which some power of two lies in it.
+    """
     false: Expr = Const(False)
-    pieces = of.get_basic_sets()
-    return reduce(partial(make, "or"), (conditions(rows(b, names)) for b in pieces), false)
+    pieces = (_piece(rows(b, names)) for b in of.get_basic_sets())
+    return reduce(partial(make, "or"), pieces, false)
+
+
+def _piece(found: Sequence[Row]) -> Expr:
+    if any(r.hidden for r in found):
+        raise Refusal("its powers of two are rounded")
+    fixed = conditions(r for r in found if not r.axis)
+    above = end(found)
+    if above is None:
+        return fixed
+    last = to_expression(linear(above).plus(Linear({}, -1)))
+    fixed = make("and", fixed, make("ge", last, Const(1)))
+    below = least(found)
+    if below is None or below is Const(1):
+        return fixed
+    length = make("sub", make("bit_length", make("max", last, Const(1))), Const(1))
+    return make("and", fixed, make("ge", make("shl", Const(1), length), below))
+
+
+def least(found: Iterable[Row]) -> Expr | None:
+    """The smallest place on the axis that meets all rows; None when nothing bounds it."""
+    ends = [_least(r) for r in found if r.axis > 0 or (r.equal and r.axis)]
+    return reduce(partial(make, "max"), ends) if ends else None
+
+
+def end(found: Iterable[Row]) -> Expr | None:
+    """One more than the largest place on the axis that meets all rows; None when nothing bounds it."""
+    ends = [_end(r) for r in found if r.axis < 0 or (r.equal and r.axis)]
+    return reduce(partial(make, "min"), ends) if ends else None
+
+
+def _least(row: Row) -> Expr:
+    """The smallest place with ``axis * place + rest >= 0`` (or ``== 0``), axis not 0."""
+    if row.axis < 0:
+        return to_expression(Linear(dict(row.terms), row.constant))
+    rest = Linear({}).plus(Linear(dict(row.terms), row.constant), -1)
+    return _divided(rest.plus(Linear({}, row.axis - 1)), row.axis)
+
+
+def _end(row: Row) -> Expr:
+    """One more than the largest such place."""
+    if row.axis > 0:
+        return to_expression(
+            Linear({}, 1).plus(Linear(dict(row.terms), row.constant), -1)
+        )
+    return _divided(Linear(dict(row.terms), row.constant - row.axis), -row.axis)
+
+
+def _divided(form: Linear, size: int) -> Expr:
+    total = to_expression(form)
+    return total if size == 1 else make("floordiv", total, Const(size))
 
 
 def rows(of: islpy.BasicSet, names: Sequence[Expr]) -> list[Row]:

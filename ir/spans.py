@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 from attncompiler.ir.expr import Const, Expr, Param, Size, substitute
-from attncompiler.ir.integer_sets import POSITIONS, Refusal
+from attncompiler.ir.integer_sets import LIMIT, Refusal
 from attncompiler.ir.linear import Linear, linear, to_expression
 from attncompiler.ir.passes.canonicalize import make
-from attncompiler.ir.set_formulas import Row, choice, conditions, formula, rows
+from attncompiler.ir.set_formulas import choice, conditions, end, formula, least, rows
 
 if TYPE_CHECKING:
     import islpy
@@ -80,36 +79,8 @@ def _span(piece: islpy.BasicSet, context: islpy.Set, names: Sequence[Expr], last
     found = rows(piece, names)
     if any(r.hidden or (r.equal and abs(r.axis) > 1) for r in found):
         return _solved(piece.to_set(), context, names, last)
-    lows = [_least(r) for r in found if r.axis > 0 or (r.equal and r.axis)]
-    ends = [_end(r) for r in found if r.axis < 0 or (r.equal and r.axis)]
     when = conditions(r for r in found if not r.axis)
-    return Span(_hull("max", lows, Const(0)), _hull("min", ends, last), 1, True, when)
-
-
-def _hull(op: str, values: Sequence[Expr], default: Expr) -> Expr:
-    return reduce(partial(make, op), values) if values else default
-
-
-def _least(row: Row) -> Expr:
-    """The smallest position with ``axis * position + rest >= 0`` (or ``== 0``), axis not 0."""
-    if row.axis < 0:
-        return to_expression(Linear(dict(row.terms), row.constant))
-    rest = Linear({}).plus(Linear(dict(row.terms), row.constant), -1)
-    return _divided(rest.plus(Linear({}, row.axis - 1)), row.axis)
-
-
-def _end(row: Row) -> Expr:
-    """One more than the largest such position."""
-    if row.axis > 0:
-        return to_expression(
-            Linear({}, 1).plus(Linear(dict(row.terms), row.constant), -1)
-        )
-    return _divided(Linear(dict(row.terms), row.constant - row.axis), -row.axis)
-
-
-def _divided(form: Linear, size: int) -> Expr:
-    total = to_expression(form)
-    return total if size == 1 else make("floordiv", total, Const(size))
+    return Span(least(found) or Const(0), end(found) or last, 1, True, when)
 
 
 def _solved(piece: islpy.Set, context: islpy.Set, names: Sequence[Expr], last: Expr) -> Span:
@@ -119,13 +90,13 @@ def _solved(piece: islpy.Set, context: islpy.Set, names: Sequence[Expr], last: E
     step = piece.get_stride_info(0).get_stride().to_python()
     first = piece.dim_min(0)
     inside = islpy.Set.universe(piece.get_space()).intersect_params(piece.params())
-    far = islpy.Val.int_from_si(piece.get_ctx(), 2 * POSITIONS)
+    far = islpy.Val.int_from_si(piece.get_ctx(), 2 * LIMIT)
     bounded = (piece.intersect_params(context)).lower_bound_val(islpy.dim_type.set, 0, far).is_empty()
-    end = last
+    stop = last
     if bounded:
         final = piece.dim_max(0)
         inside = inside.upper_bound_multi_pw_aff(islpy.MultiPwAff.from_pw_aff(final))
-        end = make("add", _cases(final, context, names), Const(1))
+        stop = make("add", _cases(final, context, names), Const(1))
     inside = inside.lower_bound_multi_pw_aff(islpy.MultiPwAff.from_pw_aff(first))
     if step > 1:
         inside = inside & _strided(piece, step)
@@ -133,7 +104,7 @@ def _solved(piece: islpy.Set, context: islpy.Set, names: Sequence[Expr], last: E
     if not bounded and not solid:
         raise Refusal("they have holes and no end")
     when = formula(piece.params().compute_divs().coalesce().gist(context), names)
-    return Span(_cases(first, context, names), end, step if solid else 1, solid, when)
+    return Span(_cases(first, context, names), stop, step if solid else 1, solid, when)
 
 
 def _strided(piece: islpy.Set, step: int) -> islpy.Set:

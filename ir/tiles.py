@@ -15,6 +15,7 @@ window, prefix and chunked masks exact. Example: ``k <= q and q - k < w`` is pos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from typing import TYPE_CHECKING
@@ -71,12 +72,12 @@ def tile_set(mask: Expr) -> TileSet:
     return exact_tiles(mask)
 
 
-def tile_class(mask: Expr) -> TileClass:
-    """The conditions of a mask (kind bool: indices, parameters, sizes, loads) on the corners.
+def tile_class(mask: Expr, corners: Mapping[str, tuple[Param, Param]] = CORNERS) -> TileClass:
+    """The conditions of a mask (kind bool: indices, parameters, sizes, loads) on the corners, by intervals.
 
     Loads are unknown unless all their indices are uniform in a tile; then the result reads them.
     """
-    box = Box({axis: Range(lo, hi) for axis, (lo, hi) in CORNERS.items()}, may_be)
+    box = Box({axis: Range(lo, hi) for axis, (lo, hi) in corners.items()}, may_be)
     return TileClass(may_be(mask, True, box), negation(may_be(mask, False, box)))
 
 

@@ -19,6 +19,7 @@ from attncompiler.ir.expr import (
     Index,
     Local,
     Param,
+    axes_of,
     children,
     rewrite,
     substitute,
@@ -50,22 +51,15 @@ class Reading:
     """A mask on positions, and the boxes of positions that a box of flat positions consists of.
 
     ``blocks`` are the sizes of blocks along axes read by the number of a block alone; ``grid`` is an axis of several
-    digits.
+    digits. ``origins`` gives places as formulas of flat positions.
     """
 
     mask: Expr
     positions: tuple[Position, ...]
     boxes: tuple[Box, ...]
     blocks: dict[str, int]
-    grid: str = ""
-
-    def flat(self, expr: Expr) -> Expr:
-        """An expression on positions as one on flat positions."""
-        back: dict[Expr, Expr] = {
-            Index(axis): make("floordiv", Index(axis), Const(size))
-            for axis, size in self.blocks.items()
-        }
-        return substitute(expr, back)
+    grid: str
+    origins: dict[Expr, Expr]
 
 
 def read(mask: Expr) -> Reading:
@@ -74,7 +68,8 @@ def read(mask: Expr) -> Reading:
     choices: list[list[Box]] = []
     blocks: dict[str, int] = {}
     grid = ""
-    for axis in AXES:
+    origins: dict[Expr, Expr] = {}
+    for axis in AXES if "h" in axes_of(mask) else AXES[:2]:
         index = Index(axis)
         flat = Position(index, *flat_corners(axis))
         terms = dict(_terms(mask, index))
@@ -82,21 +77,22 @@ def read(mask: Expr) -> Reading:
         if set(terms.values()) == {(min(ends, default=1), None)}:
             size = blocks[axis] = ends.pop()
             mask = substitute(mask, dict.fromkeys(terms, index))
+            origins[index] = make("floordiv", index, Const(size))
             positions.append(flat)
             choices.append([_block_box(flat, size)])
         elif _is_grid(terms.values(), ends):
             grid = axis
             places, boxes = _digits(flat, sorted(ends))
-            mask = substitute(
-                mask, {n: _value(t, sorted(ends), places) for n, t in terms.items()}
-            )
+            mask = substitute(mask, {n: _value(t, sorted(ends), places) for n, t in terms.items()})
             positions += places
             choices.append(boxes)
+            starts = [1, *sorted(e for e in ends if e > 1)]
+            origins |= {p.place: _digit(index, starts, n) for n, p in enumerate(places)}
         else:
             positions.append(flat)
             choices.append([Box(Const(True), {})])
     joined = tuple(map(_joined, product(*choices)))
-    return Reading(mask, tuple(positions), joined, {a: s for a, s in blocks.items() if s > 1}, grid)
+    return Reading(mask, tuple(positions), joined, blocks, grid, origins)
 
 
 def flat_corners(axis: str) -> tuple[Param, Param]:
@@ -175,9 +171,7 @@ def _digit(flat: Expr, starts: list[int], number: int) -> Expr:
     return make("mod", above, Const(starts[number + 1] // starts[number]))
 
 
-def _ranges(
-    low: list[Expr], high: list[Expr], last: list[Expr]
-) -> Iterator[tuple[Expr, Limits]]:
+def _ranges(low: list[Expr], high: list[Expr], last: list[Expr]) -> Iterator[tuple[Expr, Limits]]:
     """Boxes of digits that make up all numbers from one to another; ``last`` are the largest lower digits."""
     top = len(low) - 1
     first, final = low[top], high[top]

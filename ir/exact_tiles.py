@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from attncompiler.ir.digits import Reading, read
-from attncompiler.ir.expr import Const, Expr, Index, Size, axes_of, children, kind_of, walk
+from attncompiler.ir.expr import (
+    Const,
+    Expr,
+    Index,
+    Size,
+    axes_of,
+    children,
+    kind_of,
+    substitute,
+    walk,
+)
 from attncompiler.ir.integer_sets import LIMIT, Refusal, Sets, Universe
 from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.set_formulas import LARGEST, formula
@@ -39,12 +49,14 @@ def exact_tiles(mask: Expr) -> TileSet:
         reason = _told(refusal, reading)
         found = tile_class(mask)
         return TileSet(found.possible, found.certain, False, reason, no_spans=reason)
-    possible, certain = _over_boxes(reading, conditions)
-    length = max(_length(possible), _length(certain))
-    if reading.grid and (reason or length > _LONGEST):
-        found = tile_class(mask)
-        possible, certain = found.possible, found.certain
-        reason = reason or f"its conditions on rows and columns are long: {length} operations"
+    length = len(reading.boxes) * max(_length(conditions.possible), _length(conditions.certain))
+    if length > _LONGEST:
+        reason = reason or f"its conditions on rows and columns have {length} operations"
+    if reading.grid and reason:
+        conditions = tile_class(mask)
+        possible, certain = conditions.possible, conditions.certain
+    else:
+        possible, certain = _over_boxes(reading, conditions)
     keys, no_keys = _spans(question, "k")
     queries, no_queries = _spans(question, "q")
     return TileSet(
@@ -75,7 +87,9 @@ def _over_boxes(reading: Reading, conditions: TileClass) -> tuple[Expr, Expr]:
 
 def _told(refusal: Refusal, reading: Reading) -> str:
     part = refusal.part
-    return str(refusal if part is None else Refusal(refusal.problem, reading.flat(part)))
+    if part is None:
+        return str(refusal)
+    return str(Refusal(refusal.problem, substitute(part, reading.origins)))
 
 
 def _spans(question: _Question, axis: str) -> tuple[tuple[Span, ...] | None, str]:

@@ -45,7 +45,9 @@ class Refusal(Exception):
         self.problem, self.part = problem, part
 
     def __str__(self) -> str:
-        return self.problem if self.part is None else f"{print_expression(self.part)} {self.problem}"
+        return (
+            self.problem if self.part is None else f"{print_expression(self.part)} {self.problem}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

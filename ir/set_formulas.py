@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Formulas stay far from 64 bits while run-time numbers keep below LARGEST.
 LARGEST, _LARGEST_FACTOR = 1 << 40, 1 << 20
 
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """``sum of coefficient * expression + constant``, compared with 0 (``equal``) or not negative.
@@ -108,9 +109,7 @@ def _least(row: Row) -> Expr:
 def _end(row: Row) -> Expr:
     """One more than the largest such place."""
     if row.axis > 0:
-        return to_expression(
-            Linear({}, 1).plus(Linear(dict(row.terms), row.constant), -1)
-        )
+        return to_expression(Linear({}, 1).plus(Linear(dict(row.terms), row.constant), -1))
     return _divided(Linear(dict(row.terms), row.constant - row.axis), -row.axis)
 
 
@@ -188,7 +187,10 @@ def _quotient(of: islpy.Aff, names: Sequence[Expr]) -> Linear:
     sign = 1 if next(iter(rest.terms.values())) > 0 else -1
     if sign < 0:
         rest = Linear({}, size - 1).plus(rest, -1)
-        whole, rest = whole.plus(Linear({}, rest.constant // size), -1), Linear(rest.terms, rest.constant % size)
+        whole, rest = (
+            whole.plus(Linear({}, rest.constant // size), -1),
+            Linear(rest.terms, rest.constant % size),
+        )
     return whole.plus(Linear({make("floordiv", to_expression(rest), Const(size)): sign}))
 
 

@@ -61,9 +61,7 @@ def _times(expr: Expr, size: int) -> Expr:
     return to_expression(Linear({}).plus(linear(expr), size))
 
 
-def spans(
-    of: islpy.Set, context: islpy.Set, names: Sequence[Expr], axis: str
-) -> tuple[Span, ...]:
+def spans(of: islpy.Set, context: islpy.Set, names: Sequence[Expr], axis: str) -> tuple[Span, ...]:
     """The ranges of a set of positions along an axis; a refusal when there are many.
 
     ``context`` says what holds for the parameters anyway, ``names`` are their formulas.
@@ -91,7 +89,9 @@ def _solved(piece: islpy.Set, context: islpy.Set, names: Sequence[Expr], last: E
     first = piece.dim_min(0)
     inside = islpy.Set.universe(piece.get_space()).intersect_params(piece.params())
     far = islpy.Val.int_from_si(piece.get_ctx(), 2 * LIMIT)
-    bounded = (piece.intersect_params(context)).lower_bound_val(islpy.dim_type.set, 0, far).is_empty()
+    bounded = (
+        (piece.intersect_params(context)).lower_bound_val(islpy.dim_type.set, 0, far).is_empty()
+    )
     stop = last
     if bounded:
         final = piece.dim_max(0)

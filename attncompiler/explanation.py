@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from attncompiler.ir.expr import Expr, Local, OldStat, substitute
 from attncompiler.ir.gradient_printer import print_gradient
 from attncompiler.ir.kernel import Kernel
-from attncompiler.ir.kernel_printer import print_kernel
+from attncompiler.ir.kernel_printer import print_kernel, print_spans
 from attncompiler.ir.passes.stabilize import explain_stabilize
 from attncompiler.ir.printer import Names, print_expression, print_plan, print_program
 from attncompiler.ir.program import Program
 from attncompiler.ir.streaming import Accumulator, RowStat, StreamingPlan
+from attncompiler.ir.tiles import tile_set
 
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
@@ -155,6 +156,7 @@ def _factor(expr: Expr, names: Names) -> str:
 
 def _tiles(plan: StreamingPlan, kernel: Kernel) -> Iterator[str]:
     names = Names.of(plan.program)
+    tiles = tile_set(plan.program.mask)
     possible, certain = (print_expression(e, names) for e in (kernel.possible, kernel.certain))
     if possible == certain == "true":
         yield "   All of them, and no element is masked."
@@ -163,6 +165,20 @@ def _tiles(plan: StreamingPlan, kernel: Kernel) -> Iterator[str]:
     yield f"     {possible}"
     yield "   and its elements are not masked if"
     yield f"     {certain}"
+    if tiles.exact:
+        yield "   Proved exact, for all lengths and values: no tile without a pair is visited, no full one is masked."
+    else:
+        yield "   Always on the safe side, though not proved to find every tile without a pair and every full one:"
+        yield f"     {tiles.reason}."
+    for axis, whose, spans in (
+        ("k", "Queries q_lo..q_hi may see the keys", tiles.keys),
+        ("q", "Keys k_lo..k_hi may be seen by the queries", tiles.queries),
+    ):
+        if spans is not None:
+            yield f"   {whose}"
+            yield from (f"     {text}" for text in print_spans(spans, axis, names))
+    if tiles.no_spans and tiles.no_spans != tiles.reason:
+        yield f"   Not as ranges: {tiles.no_spans}."
 
 
 def _gradients(compilation: Compilation) -> Iterator[str]:

@@ -237,6 +237,7 @@ class BackwardPrinter(LoopPrinter):
             live=any(p.pair_grads or p.key_grads or p.tile_grads for p in passes),
             possible=self.scalar(backward.possible),
             certain=self.scalar(backward.certain),
+            ranges=self.ranges(backward.ranges),
             packs_heads=backward.packs_heads,
             masked=backward.passes[0].mask is not None,
             tile=TILES[pairs],

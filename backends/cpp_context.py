@@ -123,6 +123,29 @@ class TensorText:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanText:
+    """A range of keys that a box may see; ``holes`` says whether tiles between may hold none of them."""
+
+    when: str
+    lo: str
+    end: str
+    holes: str
+
+
+@dataclass(frozen=True, slots=True)
+class RangesText:
+    """The ranges of keys of a box, known while ``small`` holds."""
+
+    small: str
+    spans: list[SpanText]
+
+    @property
+    def searched(self) -> bool:
+        """Whether some tiles may still have to be found by their conditions."""
+        return self.small != "true" or any(s.holes != "false" for s in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """Everything the template needs."""
 
@@ -145,6 +168,7 @@ class Context:
     kept: list[str]
     possible: str
     certain: str
+    ranges: RangesText | None
     packs_heads: bool
     masked: bool
     tile: int

@@ -176,6 +176,7 @@ class CppPrinter(LoopPrinter):
             kept=[identifier(n) for n, _ in kernel.finish.kept],
             possible=self.scalar(kernel.possible),
             certain=self.scalar(kernel.certain),
+            ranges=self.ranges(kernel.ranges),
             packs_heads=kernel.packs_heads,
             masked=any(p.masked for p in passes),
             tile=96,

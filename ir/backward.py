@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from attncompiler.ir.expr import Expr
 from attncompiler.ir.gradient import Gradient
-from attncompiler.ir.kernel import Let, StatUpdate
+from attncompiler.ir.kernel import KeyRanges, Let, StatUpdate
 from attncompiler.ir.program import ParamDecl, Reduction, TensorDecl
 
 
@@ -94,6 +94,7 @@ class Backward:
     row_grads: tuple[Scatter, ...]
     possible: Expr
     certain: Expr
+    ranges: KeyRanges | None
     packs_heads: bool
     params: tuple[ParamDecl, ...]
     tensors: tuple[TensorDecl, ...]

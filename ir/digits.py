@@ -1,8 +1,8 @@
 """Turns a mask on flat positions into one on the numbers it reads them by: blocks, or rows and columns of a grid.
 
-A mask that reads queries as ``q // 8`` alone is a mask on blocks of 8. One that reads ``q // 8`` and ``q % 8`` is a mask
-on the digits of q, and a range of flat positions is the rest of its first row, the whole rows between and the beginning
-of its last row: three boxes of digits. Sets of digits need no quotients, so they are small and quickly proved.
+A mask that reads queries as ``q // 8`` alone is a mask on blocks of 8. One that reads ``q // 8`` and ``q % 8`` is a
+mask on the digits of q, and a range of flat positions is the rest of its first row, the whole rows between and the
+beginning of its last row: three boxes of digits. Sets of digits need no quotients, so they are small and quickly proved.
 """
 
 from __future__ import annotations

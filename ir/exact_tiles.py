@@ -24,7 +24,7 @@ from attncompiler.ir.expr import (
     substitute,
     walk,
 )
-from attncompiler.ir.integer_sets import LIMIT, Refusal, Sets, Universe
+from attncompiler.ir.integer_sets import LIMIT, RefusalError, Sets, Universe
 from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.set_formulas import LARGEST, formula
 from attncompiler.ir.spans import Span, spans
@@ -45,7 +45,7 @@ def exact_tiles(mask: Expr) -> TileSet:
     try:
         question = _Question.of(reading)
         conditions, reason = question.conditions()
-    except Refusal as refusal:
+    except RefusalError as refusal:
         reason = _told(refusal, reading)
         found = tile_class(mask)
         return TileSet(found.possible, found.certain, False, reason, no_spans=reason)
@@ -85,11 +85,11 @@ def _over_boxes(reading: Reading, conditions: TileClass) -> tuple[Expr, Expr]:
     return some, every
 
 
-def _told(refusal: Refusal, reading: Reading) -> str:
+def _told(refusal: RefusalError, reading: Reading) -> str:
     part = refusal.part
     if part is None:
         return str(refusal)
-    return str(Refusal(refusal.problem, substitute(part, reading.origins)))
+    return str(RefusalError(refusal.problem, substitute(part, reading.origins)))
 
 
 def _spans(question: _Question, axis: str) -> tuple[tuple[Span, ...] | None, str]:
@@ -98,10 +98,10 @@ def _spans(question: _Question, axis: str) -> tuple[tuple[Span, ...] | None, str
     what = "keys of a query tile" if axis == "k" else "queries of a key tile"
     try:
         found = question.spans(axis)
-    except Refusal as refusal:
+    except RefusalError as refusal:
         return None, f"the {what} are no short list of ranges: {_told(refusal, reading)}"
     corners, size = reading.boxes[0].corners, reading.blocks.get(axis, 1)
-    return tuple(s.scaled(size).replaced(corners) for s in found), ""
+    return tuple(s.scaled(size).mapped(lambda e: substitute(e, dict(corners))) for s in found), ""
 
 
 @dataclass(slots=True)
@@ -158,7 +158,7 @@ class _Question:
         try:
             inside = self._limited(lambda: self.boxes.where(interval) & self.given)
             return self._limited(lambda: bool(inside.is_subset(exact)))
-        except Refusal:
+        except RefusalError:
             return False
 
     def _projected(self, truth: bool) -> islpy.Set:
@@ -182,11 +182,11 @@ class _Question:
     def spans(self, axis: str) -> tuple[Span, ...]:
         """The positions along an axis that are met by some pair of a box, as formulas of its other corners."""
         if self.reading.grid:
-            raise Refusal(f"the mask reads rows and columns of {self.reading.grid}")
+            raise RefusalError(f"the mask reads rows and columns of {self.reading.grid}")
         if "h" in axes_of(self.reading.mask):
-            raise Refusal("the mask reads the head")
+            raise RefusalError("the mask reads the head")
         if self.boxes.universe.tested is not None:
-            raise Refusal("there is one for each power of two")
+            raise RefusalError("there is one for each power of two")
         return self._limited(lambda: self._spans(axis))
 
     def _spans(self, axis: str) -> tuple[Span, ...]:
@@ -222,7 +222,7 @@ class _Question:
         except islpy.Error as error:
             if "operations" not in str(error):
                 raise
-            raise Refusal(_TOO_MANY) from None
+            raise RefusalError(_TOO_MANY) from None
         finally:
             context.set_max_operations(0)
 

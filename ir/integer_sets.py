@@ -1,9 +1,10 @@
 """Turns a mask into the set of integer points that it allows, for exact answers about tiles.
 
-A set lies in the space of some positions, usually q, k and h. What is the same for a whole tile (parameters, sizes, loads that read no index)
-is a parameter of the set, so one set stands for all lengths and values. Sums, differences, multiples, ``//`` and ``%`` by
-literals, minima, choices, bit lengths and tests for powers of two have exact rules; both a condition and its opposite
-are built from them, never by complement. Everything else raises ``Refusal``, which names the part of the mask.
+A set lies in the space of some positions, usually q, k and h. What is the same for a whole tile (parameters, sizes,
+loads that read no index) is a parameter of the set, so one set stands for all lengths and values. Sums, differences,
+multiples, ``//`` and ``%`` by literals, minima, choices, bit lengths and tests for powers of two have exact rules; both
+a condition and its opposite are built from them, never by complement. Everything else raises ``RefusalError``, which
+names the part of the mask.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LIMIT = 1 << 30  # positions and lengths stay below
 _COMPARED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """Why a mask has no integer set that is worth having: what is wrong with which part of it."""
 
     def __init__(self, problem: str, part: Expr | None = None) -> None:
@@ -315,7 +316,7 @@ class Sets:
     def _power_of_two(self, x: Expr, truth: bool) -> IntegerSet:
         """``x & (x - 1) == 0`` holds for 0 and the powers of two."""
         if x is not self.universe.tested or not self.positions:
-            raise Refusal("is tested for a power of two, as another number is", x)
+            raise RefusalError("is tested for a power of two, as another number is", x)
         value, zero, power = self.value(x), self.number(0), self.power()
         if truth:
             return value.eq_set(zero) | value.eq_set(power)
@@ -355,7 +356,7 @@ class Sets:
                 case _ if node in limits:
                     return limits[node]
                 case _:
-                    raise Refusal("has no bound that is known before the call", node)
+                    raise RefusalError("has no bound that is known before the call", node)
 
         return size(expr)
 
@@ -370,7 +371,7 @@ def _power_test(expr: Expr) -> Expr | None:
             return None
 
 
-def _refusal(expr: Expr) -> Refusal:
+def _refusal(expr: Expr) -> RefusalError:
     """Why one operation has no exact rule."""
     match expr:
         case Call("floordiv" | "mod", _) if kind_of(expr) == "int":
@@ -387,4 +388,4 @@ def _refusal(expr: Expr) -> Refusal:
             problem = "has no rule for sets of integers"
         case _:
             problem = "is read from a tensor for each query, key or head"
-    return Refusal(problem, expr)
+    return RefusalError(problem, expr)

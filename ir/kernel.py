@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from attncompiler.ir.expr import Expr, Local
 from attncompiler.ir.program import ParamDecl, ReduceOp, Reduction, TensorDecl
+from attncompiler.ir.spans import Span
 from attncompiler.ir.streaming import StreamingPlan
 
 
@@ -105,10 +106,26 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyRanges:
+    """The keys that the queries q_lo..q_hi of a block may see: the union of ``spans``, as long as ``small`` holds.
+
+    A kernel visits the tiles that a solid span meets, and searches the tiles of others by ``possible``.
+    """
+
+    spans: tuple[Span, ...]
+    small: Expr
+
+    def formulas(self) -> tuple[Expr, ...]:
+        """Everything that is computed once a block."""
+        return (self.small, *(e for s in self.spans for e in s.formulas()))
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """A plan arranged as loops; see the module's text.
 
-    ``possible`` and ``certain`` classify a tile from its corners (``ir/tiles.py``). ``packs_heads`` says that
+    ``possible`` and ``certain`` classify a tile from its corners (``ir/tiles.py``); ``ranges`` say which keys a block
+    of rows may see, where that is known without a search. ``packs_heads`` says that
     no value inside the key loop depends on the query head except through a row value, so rows of several
     heads may share a block. ``params`` and ``tensors`` are those the kernel reads, in the program's order.
     """
@@ -119,6 +136,7 @@ class Kernel:
     finish: Finish
     possible: Expr
     certain: Expr
+    ranges: KeyRanges | None
     packs_heads: bool
     params: tuple[ParamDecl, ...]
     tensors: tuple[TensorDecl, ...]

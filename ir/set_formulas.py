@@ -8,7 +8,7 @@ from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 from attncompiler.ir.expr import Call, Const, Expr, kind_of
-from attncompiler.ir.integer_sets import Refusal
+from attncompiler.ir.integer_sets import RefusalError
 from attncompiler.ir.linear import Linear, linear, to_expression
 from attncompiler.ir.passes.canonicalize import make
 
@@ -72,7 +72,7 @@ def formula(of: islpy.Set, names: Sequence[Expr]) -> Expr:
 
 def _piece(found: Sequence[Row]) -> Expr:
     if any(r.hidden for r in found):
-        raise Refusal("its powers of two are rounded")
+        raise RefusalError("its powers of two are rounded")
     fixed = conditions(r for r in found if not r.axis)
     above = end(found)
     if above is None:
@@ -201,7 +201,7 @@ def choice(of: islpy.PwAff, names: Sequence[Expr]) -> Expr:
         this = to_expression(_quotient(value, names))
         found = this if found is None else make("where", formula(where, names), this, found)
     if found is None:
-        raise Refusal("a range of positions is always empty")
+        raise RefusalError("a range of positions is always empty")
     return found
 
 
@@ -209,5 +209,5 @@ def _integer(value: islpy.Val, limit: int = _LARGEST_FACTOR) -> int:
     """A number of a constraint; formulas with large ones could leave the range of integers."""
     found = value.to_python()
     if not isinstance(found, int) or abs(found) > limit:
-        raise Refusal("the numbers in its conditions are too large")
+        raise RefusalError("the numbers in its conditions are too large")
     return found

@@ -1,17 +1,17 @@
 """Turns the set of positions that a tile's other side may meet into ranges whose ends are formulas.
 
-For queries q_lo..q_hi of a causal window these are the keys ``[max(q_lo - w + 1, 0), q_hi + 1)``, if ``w > 0``. The ends
-of a range read corners of one axis and what is uniform, so a kernel computes them once a row block and then counts.
+For queries q_lo..q_hi of a causal window these are the keys ``[max(q_lo - w + 1, 0), q_hi + 1)``, if ``w > 0``. The
+ends of a range read corners of one axis and what is uniform, so a kernel computes them once a row block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from attncompiler.ir.expr import Const, Expr, Param, Size, substitute
-from attncompiler.ir.integer_sets import LIMIT, Refusal
+from attncompiler.ir.expr import Const, Expr, Param, Size
+from attncompiler.ir.integer_sets import LIMIT, RefusalError
 from attncompiler.ir.linear import Linear, linear, to_expression
 from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.set_formulas import choice, conditions, end, formula, least, rows
@@ -44,9 +44,9 @@ class Span:
         """Everything that is computed at run time."""
         return self.when, self.lo, self.end
 
-    def replaced(self, by: Mapping[Expr, Expr]) -> Span:
-        """The span of other corners."""
-        when, lo, end = (substitute(e, dict(by)) for e in self.formulas())
+    def mapped(self, rule: Callable[[Expr], Expr]) -> Span:
+        """The span with each formula rewritten."""
+        when, lo, end = map(rule, self.formulas())
         return replace(self, when=when, lo=lo, end=end)
 
     def scaled(self, size: int) -> Span:
@@ -68,7 +68,7 @@ def spans(of: islpy.Set, context: islpy.Set, names: Sequence[Expr], axis: str) -
     """
     pieces = of.get_basic_sets()
     if len(pieces) > MOST_SPANS:
-        raise Refusal(f"they fall into {len(pieces)} ranges")
+        raise RefusalError(f"they fall into {len(pieces)} ranges")
     found = (_span(piece, context, names, _LIMITS[axis]) for piece in pieces)
     return tuple(sorted(found, key=lambda s: s.lo is not Const(0)))
 
@@ -102,7 +102,7 @@ def _solved(piece: islpy.Set, context: islpy.Set, names: Sequence[Expr], last: E
         inside = inside & _strided(piece, step)
     solid = inside.is_subset(piece)
     if not bounded and not solid:
-        raise Refusal("they have holes and no end")
+        raise RefusalError("they have holes and no end")
     when = formula(piece.params().compute_divs().coalesce().gist(context), names)
     return Span(_cases(first, context, names), stop, step if solid else 1, solid, when)
 
@@ -121,5 +121,5 @@ def _strided(piece: islpy.Set, step: int) -> islpy.Set:
 def _cases(value: islpy.PwAff, context: islpy.Set, names: Sequence[Expr]) -> Expr:
     simple = value.gist(value.domain()).coalesce() if value.n_piece() == 1 else value.coalesce()
     if simple.n_piece() > _MOST_CASES:
-        raise Refusal("their ends have too many cases")
+        raise RefusalError("their ends have too many cases")
     return choice(simple.gist(context), names)

@@ -16,7 +16,7 @@ window, prefix and chunked masks exact. Example: ``k <= q and q - k < w`` is pos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial, reduce
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ class TileSet:
     keys: tuple[Span, ...] | None = None
     queries: tuple[Span, ...] | None = None
     no_spans: str = ""
-    small: Expr = Const(True)
+    small: Expr = field(default_factory=lambda: Const(True))
 
 
 @lru_cache(maxsize=256)

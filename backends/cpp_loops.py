@@ -73,7 +73,8 @@ class LoopPrinter:
         texts = []
         for span in ranges.spans:
             holes = f"{span.step} > TILE" if span.step > 1 else "false" if span.solid else "true"
-            texts.append(SpanText(*map(self.scalar, span.formulas()), holes))
+            when, lo, end = map(self.scalar, span.formulas())
+            texts.append(SpanText(when, lo, end, holes))
         return RangesText(self.scalar(ranges.small), texts)
 
     # -- names -------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A mask that reads queries as ``q // 8`` alone is a mask on blocks of 8. One that reads ``q // 8`` and ``q % 8`` is a
 mask on the digits of q, and a range of flat positions is the rest of its first row, the whole rows between and the
-beginning of its last row: three boxes of digits. Sets of digits need no quotients, so they are small and quickly proved.
+beginning of its last row: three boxes of digits. Sets of digits need no quotients, so they are small.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def _digits(flat: Position, ends: list[int]) -> tuple[list[Position], list[Box]]
     ]
     low, high = ([_digit(c, starts, n) for n in range(len(starts))] for c in (flat.lo, flat.hi))
     boxes = []
-    for exists, limits in _ranges(low, high, [Const(size - 1) for size in sizes]):
+    last: list[Expr] = [Const(size - 1) for size in sizes]
+    for exists, limits in _ranges(low, high, last):
         corners: dict[Expr, Expr] = {}
         for n, (lo, hi) in limits.items():
             corners |= {places[n].lo: lo, places[n].hi: hi}
@@ -178,7 +179,8 @@ def _ranges(low: list[Expr], high: list[Expr], last: list[Expr]) -> Iterator[tup
     if top == 0:
         yield Const(True), {0: (first, final)}
         return
-    one, zeros = Const(1), [Const(0)] * top
+    one = Const(1)
+    zeros: list[Expr] = [Const(0)] * top
     whole: Limits = {n: (Const(0), last[n]) for n in range(top)}
     if first is Const(0) and all(x is Const(0) for x in low):
         before = make("sub", final, one)

@@ -207,8 +207,15 @@ class Sets:
         if tested is not None:
             return self._power_of_two(tested, op == "eq")
         difference = self.value(x).sub(self.value(y))
-        found = getattr(difference, f"{op}_set")(self.number(0))
-        return found if found.n_basic_set() < 2 else found.coalesce()
+        rules = {
+            "lt": difference.lt_set,
+            "le": difference.le_set,
+            "gt": difference.gt_set,
+            "ge": difference.ge_set,
+            "eq": difference.eq_set,
+            "ne": difference.ne_set,
+        }
+        return rules[op](self.number(0)).coalesce()
 
     def number(self, value: int) -> Piecewise:
         """A constant."""

@@ -60,7 +60,9 @@ def print_kernel(kernel: Kernel) -> str:
 
     tiles = _Scope(names, "  ", (kernel.possible, kernel.certain))
     if kernel.ranges is not None:
-        tiles.lines += [f"  keys {text}" for text in print_spans(kernel.ranges.spans, "k", names)]
+        tiles.lines += [
+            f"  tile keys     : {text}" for text in print_spans(kernel.ranges.spans, "k", names)
+        ]
     tiles.define("tile possible =", kernel.possible)
     tiles.define("tile certain  =", kernel.certain)
     uniform = _Scope.of_lets(names, "  ", "uniform", kernel.uniform)

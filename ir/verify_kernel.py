@@ -69,7 +69,10 @@ def _problems(kernel: Kernel) -> Problems:
     if kernel.ranges is not None:
         read = {n.name for e in kernel.ranges.formulas() for n in walk(e) if isinstance(n, Param)}
         for name in sorted(read & {p.name for axis in "kh" for p in CORNERS[axis]}):
-            yield "tile", f"computes a range of keys from {name}, which a block of rows does not have"
+            yield (
+                "tile",
+                f"computes a range of keys from {name}, which a block of rows does not have",
+            )
     kinds: dict[str, Kind] = {t.name: t.kind for t in kernel.tensors}
     for loop, expr, kind in _formulas(kernel):
         if kind_of(expr) != kind:

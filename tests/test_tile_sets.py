@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attncompiler.ir.expr import Call, Const, Expr, Index, Load, Param, Size, walk
+from attncompiler.ir.expr import Const, Expr, Index, Load, Param, walk
 from attncompiler.ir.printer import print_expression
 from attncompiler.ir.spans import Span
 from attncompiler.ir.tiles import tile_class, tile_set

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from attncompiler.ir.expr import Expr, Local, OldStat, substitute
+from attncompiler.ir.expr import Const, Expr, Local, OldStat, substitute
 from attncompiler.ir.gradient_printer import print_gradient
 from attncompiler.ir.kernel import Kernel
 from attncompiler.ir.kernel_printer import print_kernel, print_spans
 from attncompiler.ir.passes.stabilize import explain_stabilize
 from attncompiler.ir.printer import Names, print_expression, print_plan, print_program
 from attncompiler.ir.program import Program
+from attncompiler.ir.set_formulas import LARGEST
 from attncompiler.ir.streaming import Accumulator, RowStat, StreamingPlan
 from attncompiler.ir.tiles import tile_set
 
@@ -166,7 +167,12 @@ def _tiles(plan: StreamingPlan, kernel: Kernel) -> Iterator[str]:
     yield "   and its elements are not masked if"
     yield f"     {certain}"
     if tiles.exact:
-        yield "   Proved exact, for all lengths and values: no tile without a pair is visited, no full one is masked."
+        values = (
+            ""
+            if tiles.small is Const(True)
+            else f" and all numbers below 2**{LARGEST.bit_length() - 1}"
+        )
+        yield f"   Proved exact, for all lengths{values}: no tile without a pair is visited, no full one is masked."
     else:
         yield "   Always on the safe side, though not proved to find every tile without a pair and every full one:"
         yield f"     {tiles.reason}."

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MOST_OPERATIONS = 50_000  # of isl, for one question: ten milliseconds or two
-_MOST_PIECES, _LONGEST = 40, 1500
+_FEW_PIECES, _MOST_PIECES, _LONGEST = 5, 40, 1500
 _TOO_MANY = "the sets of its pairs have too many pieces"
 
 
@@ -138,15 +138,17 @@ class _Question:
         exact = self._limited(lambda: self._projected(truth))
         names = self.boxes.universe.parameters()
         pieces = exact.n_basic_set()
-        own = formula(exact, names) if pieces <= _MOST_PIECES else None
         small = self.small()
-        if own is not None and small is Const(True) and _length(own) < _length(interval):
-            return own, ""
+        if small is Const(True) and pieces <= _FEW_PIECES:
+            own = formula(exact, names)
+            if _length(own) < _length(interval):
+                return own, ""
         if self._proved(interval, exact):
             return interval, ""
-        if own is None:
+        if pieces > _MOST_PIECES:
             what = "are empty" if truth else "are full"
             return interval, f"the condition for tiles that {what} has {pieces} cases"
+        own = formula(exact, names)
         if small is Const(True):
             return own, ""
         return make("and", interval, make("or", make("not", small), own)), ""

@@ -51,7 +51,8 @@ class TileSet:
     ``possible`` and ``certain`` as above; ``exact`` says that they are proved to miss no empty and no full tile, for
     all lengths and values, and ``reason`` why they are not. ``keys`` are the keys that the queries q_lo..q_hi of a tile
     may see and ``queries`` the queries that may see the keys k_lo..k_hi, as the union of spans; None where
-    ``no_spans`` says why. Spans hold while ``small`` does: run-time numbers are not astronomical.
+    ``no_spans`` says why. What is exact and what spans say holds while ``small`` does: no run-time number is
+    astronomical.
     """
 
     possible: Expr

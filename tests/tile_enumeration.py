@@ -30,6 +30,10 @@ class Pairs:
         return tile_set(self.mask)
 
     @property
+    def small(self) -> bool:
+        return bool(evaluate(self.known.small, self.uniform))
+
+    @property
     def uniform(self) -> dict[Expr, Tensor]:
         leaves: dict[Expr, Tensor] = {Param("q_start", "int"): torch.tensor(self.q_start)}
         for name, value in self.numbers.items():
@@ -69,7 +73,7 @@ class Pairs:
         """Compare spans along an axis with the positions that tiles of the other one meet."""
         spans = self.known.keys if axis == "k" else self.known.queries
         other: Literal["q", "k"] = "q" if axis == "k" else "k"
-        if spans is None or not evaluate(self.known.small, self.uniform):
+        if spans is None or not self.small:
             return
         allowed = self.allowed() if axis == "k" else self.allowed().T
         met = _tiles(allowed, size, 1, False)

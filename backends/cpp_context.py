@@ -140,9 +140,9 @@ class RangesText:
     spans: list[SpanText]
 
     @property
-    def searched(self) -> bool:
-        """Whether some tiles may still have to be found by their conditions."""
-        return self.small != "true" or any(s.holes != "false" for s in self.spans)
+    def have_holes(self) -> bool:
+        """Whether tiles in some range may hold no key of it, and are found by their conditions."""
+        return any(s.holes != "false" for s in self.spans)
 
 
 @dataclass(frozen=True, slots=True)

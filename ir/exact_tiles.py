@@ -209,7 +209,8 @@ class _Question:
         found: Expr = Const(True)
         for atom in self.boxes.universe.atoms:
             if kind_of(atom) == "int" and not isinstance(atom, Size | Index):
-                found = make("and", found, make("lt", make("abs", atom), Const(LARGEST)))
+                found = make("and", found, make("lt", atom, Const(LARGEST)))
+                found = make("and", found, make("gt", atom, Const(-LARGEST)))
         return found
 
     def _limited(self, work: Callable[[], T]) -> T:
@@ -222,9 +223,9 @@ class _Question:
         try:
             return work()
         except islpy.Error as error:
-            if "operations" not in str(error):
-                raise
-            raise RefusalError(_TOO_MANY) from None
+            # Whatever the library cannot do leaves the conditions of interval analysis, and says so.
+            stopped = "operations" in str(error)
+            raise RefusalError(_TOO_MANY if stopped else f"isl gives up: {error}") from error
         finally:
             context.set_max_operations(0)
 

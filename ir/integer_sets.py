@@ -102,9 +102,9 @@ class Universe:
             else:
                 found[node] = None
         atoms = tuple(sorted((a for a in found if a not in bound), key=print_expression))
-        tests = {_power_test(node) for node in walk(*roots)} - {None}
-        of_positions = [t for t in tests if t is not None and not bound & set(walk(t))]
-        return Universe(context, positions, atoms, of_positions[0] if of_positions else None)
+        tests = (_power_test(node) for node in walk(*roots))
+        tested = next((t for t in tests if t is not None and not bound & set(walk(t))), None)
+        return Universe(context, positions, atoms, tested)
 
     def corners(self) -> tuple[Param, ...]:
         """The corners of a box."""

@@ -71,7 +71,7 @@ def formula(of: islpy.Set, names: Sequence[Expr]) -> Expr:
 
 
 def _piece(found: Sequence[Row]) -> Expr:
-    if any(r.hidden for r in found):
+    if any(r.hidden or (r.equal and abs(r.axis) > 1) for r in found):
         raise RefusalError("its powers of two are rounded")
     fixed = conditions(r for r in found if not r.axis)
     above = end(found)

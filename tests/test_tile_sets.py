@@ -168,7 +168,7 @@ ENUMERABLE += [
     TILES,
     TILES,
     st.integers(0, 70),
-    st.one_of(st.integers(-10, 300), st.sampled_from([2**63 - 1, -(2**62), 2**41])),
+    st.one_of(st.integers(-10, 300), st.sampled_from([2**63 - 1, -(2**62), -(2**63), 2**41])),
     st.booleans(),
 )
 def test_exact_conditions_and_spans_are_what_enumeration_says(

@@ -68,7 +68,7 @@ class Powers(Variant):
 
 
 CASES = [
-    *(Window(window=w) for w in (0, 1, 70, 2**41, 2**63 - 1, -(2**62))),
+    *(Window(window=w) for w in (0, 1, 70, 2**41, 2**63 - 1, -(2**62), -(2**63))),
     *(SinkWindow(sink=s, window=w) for s, w in ((3, 100), (500, 5), (0, 2**62))),
     *(Prefix(prefix=p) for p in (130, 0, 2**50)),
     Strided(),
@@ -101,7 +101,7 @@ def test_a_kernel_that_walks_ranges_computes_the_formula(
     ("variant", "lines"),
     [
         (Window(), ["if ((a.p_window > 0)) add(", "return bisect("]),
-        (Chunks(), ["add((floordiv_int(q_lo, 100) * 100), (q_hi + 1), false);"]),
+        (Chunks(), ["add((floordiv_int(q_lo, 100) * 100), (q_hi + 1));"]),
         (Strided(), [", 150 > TILE);", "if (r.holes) bisect("]),
     ],
     ids=["window", "chunks", "strided"],

@@ -20,7 +20,7 @@ from attncompiler.ir.expr import Axis, Const, Expr, Index, Load, Param, axes_of,
 from attncompiler.ir.interpreter import evaluate
 from attncompiler.ir.ops import Kind
 from attncompiler.ir.passes.canonicalize import make
-from attncompiler.ir.tiles import CORNERS, tile_class
+from attncompiler.ir.tiles import CORNERS, tile_set
 from attncompiler.recorder import Recorder
 from attncompiler.runtime.errors import DeviceError
 
@@ -88,7 +88,7 @@ class BlockLists:
 
     def _proved(self, mask: Expr, numbers: Mapping[str, float], sizes: tuple[int, int]) -> bool:
         """Decide it by the conditions that classify tiles, for many blocks at once."""
-        tiles = tile_class(mask)
+        tiles = tile_set(mask)
         if any(isinstance(n, Load) for n in walk(tiles.possible, tiles.certain)):
             return False  # what tensors hold may be other numbers at the next call
         leaves: dict[Expr, Tensor] = {}

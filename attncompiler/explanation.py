@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from attncompiler.ir.expr import Expr, Local, OldStat, substitute
+from attncompiler.ir.expr import Const, Expr, Local, OldStat, substitute
 from attncompiler.ir.gradient_printer import print_gradient
 from attncompiler.ir.kernel import Kernel
-from attncompiler.ir.kernel_printer import print_kernel
+from attncompiler.ir.kernel_printer import print_kernel, print_spans
 from attncompiler.ir.passes.arrange import arrange
 from attncompiler.ir.passes.stabilize import explain_stabilize
 from attncompiler.ir.printer import Names, print_expression, print_plan, print_program
 from attncompiler.ir.program import Program
+from attncompiler.ir.set_formulas import LARGEST
 from attncompiler.ir.streaming import Accumulator, RowStat, StreamingPlan
+from attncompiler.ir.tiles import tile_set
 
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
@@ -163,6 +165,7 @@ def _factor(expr: Expr, names: Names) -> str:
 
 def _tiles(plan: StreamingPlan, kernel: Kernel) -> Iterator[str]:
     names = Names.of(plan.program)
+    tiles = tile_set(plan.program.mask)
     possible, certain = (print_expression(e, names) for e in (kernel.possible, kernel.certain))
     if possible == certain == "true":
         yield "   All of them, and no element is masked."
@@ -171,6 +174,25 @@ def _tiles(plan: StreamingPlan, kernel: Kernel) -> Iterator[str]:
     yield f"     {possible}"
     yield "   and its elements are not masked if"
     yield f"     {certain}"
+    if tiles.exact:
+        values = (
+            ""
+            if tiles.small is Const(True)
+            else f" and all numbers below 2**{LARGEST.bit_length() - 1}"
+        )
+        yield f"   Proved exact, for all lengths{values}: no tile without a pair is visited, no full one is masked."
+    else:
+        yield "   Always on the safe side, though not proved to find every tile without a pair and every full one:"
+        yield f"     {tiles.reason}."
+    for axis, whose, spans in (
+        ("k", "Queries q_lo..q_hi may see the keys", tiles.keys),
+        ("q", "Keys k_lo..k_hi may be seen by the queries", tiles.queries),
+    ):
+        if spans is not None:
+            yield f"   {whose}"
+            yield from (f"     {text}" for text in print_spans(spans, axis, names))
+    if tiles.no_spans and tiles.no_spans != tiles.reason:
+        yield f"   Not as ranges: {tiles.no_spans}."
 
 
 def _gradients(compilation: Compilation) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from attncompiler.backends.cpp_context import Specialization, StatText, TensorText
+from attncompiler.backends.cpp_context import RangesText, Specialization, StatText, TensorText
 from attncompiler.backends.cpp_expr import Definition
 
 
@@ -143,6 +143,7 @@ class BackwardContext:
     possible: str
     certain: str
     planned: bool
+    ranges: RangesText | None
     packs_heads: bool
     masked: bool
     tile: int

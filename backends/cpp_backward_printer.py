@@ -238,6 +238,7 @@ class BackwardPrinter(LoopPrinter):
             possible=self.scalar(backward.possible),
             certain=self.scalar(backward.certain),
             planned=backward.planned,
+            ranges=self.ranges(backward.ranges),
             packs_heads=backward.packs_heads,
             masked=backward.passes[0].mask is not None,
             tile=TILES[pairs],

@@ -124,6 +124,29 @@ class TensorText:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanText:
+    """A range of keys that a box may see; ``holes`` says whether tiles between may hold none of them."""
+
+    when: str
+    lo: str
+    end: str
+    holes: str
+
+
+@dataclass(frozen=True, slots=True)
+class RangesText:
+    """The ranges of keys of a box, known while ``small`` holds."""
+
+    small: str
+    spans: list[SpanText]
+
+    @property
+    def have_holes(self) -> bool:
+        """Whether tiles in some range may hold no key of it, and are found by their conditions."""
+        return any(s.holes != "false" for s in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """Everything the template needs."""
 
@@ -147,6 +170,7 @@ class Context:
     possible: str
     certain: str
     planned: bool
+    ranges: RangesText | None
     packs_heads: bool
     masked: bool
     tile: int

@@ -9,6 +9,8 @@ from attncompiler.backends.cpp_context import (
     CPP_TYPES,
     INT_BOUNDS,
     REAL_BYTES,
+    RangesText,
+    SpanText,
     Specialization,
     TensorText,
     identifier,
@@ -40,7 +42,7 @@ from attncompiler.ir.expr import (
     kind_of,
     walk,
 )
-from attncompiler.ir.kernel import Let
+from attncompiler.ir.kernel import KeyRanges, Let
 from attncompiler.ir.program import ParamDecl, TensorDecl
 
 SIZES = {"D": "head_dim", "Dv": "value_dim"}
@@ -63,6 +65,17 @@ class LoopPrinter:
                 self.bounds[decl.name] = INT_BOUNDS[dtype]
         self.bounds["q_start"] = POSITION_LIMIT
         self.scalar = ScalarPrinter(self.scalar_leaf)
+
+    def ranges(self, ranges: KeyRanges | None) -> RangesText | None:
+        """The ranges of keys of a box, computed from its first and last query."""
+        if ranges is None:
+            return None
+        texts = []
+        for span in ranges.spans:
+            holes = f"{span.step} > TILE" if span.step > 1 else "false" if span.solid else "true"
+            when, lo, end = map(self.scalar, span.formulas())
+            texts.append(SpanText(when, lo, end, holes))
+        return RangesText(self.scalar(ranges.small), texts)
 
     # -- names -------------------------------------------------------------------------------------------------
 

@@ -183,6 +183,7 @@ class CppPrinter(LoopPrinter):
             possible=self.scalar(kernel.possible),
             certain=self.scalar(kernel.certain),
             planned=kernel.planned,
+            ranges=self.ranges(kernel.ranges),
             packs_heads=kernel.packs_heads,
             masked=any(p.masked for p in passes),
             tile=96,

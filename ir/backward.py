@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from attncompiler.ir.expr import Expr
 from attncompiler.ir.gradient import Gradient
-from attncompiler.ir.kernel import Let, StatUpdate
+from attncompiler.ir.kernel import KeyRanges, Let, StatUpdate
 from attncompiler.ir.program import ParamDecl, Reduction, TensorDecl
 
 
@@ -95,6 +95,7 @@ class Backward:
     possible: Expr
     certain: Expr
     planned: bool
+    ranges: KeyRanges | None
     packs_heads: bool
     params: tuple[ParamDecl, ...]
     tensors: tuple[TensorDecl, ...]

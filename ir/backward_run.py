@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attncompiler.ir.backward import Backward, BackwardPass, Scatter, step
@@ -16,7 +17,7 @@ from attncompiler.ir.expr import Dot, Expr, Index, OutGrad, Param, Score, Stat, 
 from attncompiler.ir.gradient_run import Gradients
 from attncompiler.ir.interpreter import evaluate
 from attncompiler.ir.kernel import Let, extent
-from attncompiler.ir.kernel_block import reduce_rows
+from attncompiler.ir.kernel_block import reduce_rows, tile_starts
 from attncompiler.ir.kernel_run import flat_storage, row_blocks, scalar_arguments
 from attncompiler.ir.streaming import IDENTITY
 from attncompiler.ir.tiles import CORNERS
@@ -104,7 +105,8 @@ class _Run:
                 u.name: torch.full((len(rows.query), 1), IDENTITY[u.op], dtype=self.dtype)
                 for u in kernel_pass.sums
             }
-            for k0 in range(0, len(self.key), self.tile):
+            outside = partial(self.of, leaves=rows.corners)
+            for k0 in tile_starts(self.backward.ranges, len(self.key), self.tile, outside):
                 self._tile(rows, kernel_pass, k0, min(k0 + self.tile, len(self.key)), totals)
             rows.leaves |= {Stat(name): total for name, total in totals.items()}
         self.define(self.backward.finish, rows.leaves)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import product
 
-from attncompiler.ir.expr import Call, Const, Expr, Index, Load, kind_of
+from attncompiler.ir.expr import Call, Const, Expr, Index, Load, Local, kind_of
 from attncompiler.ir.intervals import Box, Form, Range, bounds, corner_bounds
 from attncompiler.ir.linear import Linear, is_coarse, is_uniform, linear, to_expression, total
 from attncompiler.ir.passes.canonicalize import make
@@ -96,7 +96,7 @@ def _file(constraint: _Constraint, groups: dict[Form, list[_Constraint]]) -> Non
 def _index_of(constraint: _Constraint) -> str | None:
     """The axis, when the form is one index alone."""
     match tuple(constraint.terms.items()):
-        case ((Index(axis), 1),):
+        case ((Index(axis) | Local(axis), 1),):
             return axis
         case _:
             return None

@@ -116,7 +116,7 @@ def _atom(expr: Expr, box: Box) -> Range:
     if is_uniform(expr):
         return Range(expr, expr)
     match expr:
-        case Index(axis):
+        case Index(axis) | Local(axis):
             return box.axes.get(axis, Range())
         case Local():
             return box.values.get(expr, Range())

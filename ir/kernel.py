@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from attncompiler.ir.expr import Expr, Local
 from attncompiler.ir.program import ParamDecl, ReduceOp, Reduction, TensorDecl
+from attncompiler.ir.spans import Span
 from attncompiler.ir.streaming import StreamingPlan
 
 
@@ -105,11 +106,27 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyRanges:
+    """The keys that the queries q_lo..q_hi of a block may see: the union of ``spans``, as long as ``small`` holds.
+
+    A kernel visits the tiles that a solid span meets, and searches the tiles of others by ``possible``.
+    """
+
+    spans: tuple[Span, ...]
+    small: Expr
+
+    def formulas(self) -> tuple[Expr, ...]:
+        """Everything that is computed once a block."""
+        return (self.small, *(e for s in self.spans for e in s.formulas()))
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
     """A plan arranged as loops; see the module's text.
 
     ``possible`` and ``certain`` classify a tile from its corners (``ir/tiles.py``); with ``planned`` a call may bring
-    the states of tiles besides (``ir/tile_plan.py``). ``packs_heads`` says that
+    the states of tiles besides (``ir/tile_plan.py``). ``ranges`` say which keys a block of rows may see, where that
+    is known without a search. ``packs_heads`` says that
     no value inside the key loop depends on the query head except through a row value, so rows of several
     heads may share a block. ``params`` and ``tensors`` are those the kernel reads, in the program's order.
     """
@@ -121,6 +138,7 @@ class Kernel:
     possible: Expr
     certain: Expr
     planned: bool
+    ranges: KeyRanges | None
     packs_heads: bool
     params: tuple[ParamDecl, ...]
     tensors: tuple[TensorDecl, ...]

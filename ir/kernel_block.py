@@ -5,8 +5,9 @@ Row values are [R, 1] over the rows of a block, key values [T] over the keys of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attncompiler.ir.expr import (
@@ -19,7 +20,7 @@ from attncompiler.ir.expr import (
     Value,
 )
 from attncompiler.ir.interpreter import evaluate
-from attncompiler.ir.kernel import Kernel, KernelPass, Let, Sweep
+from attncompiler.ir.kernel import Kernel, KernelPass, KeyRanges, Let, Sweep
 from attncompiler.ir.program import ReduceOp
 from attncompiler.ir.streaming import IDENTITY
 from attncompiler.ir.tiles import CORNERS
@@ -49,6 +50,21 @@ class Block:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
+def tile_starts(
+    ranges: KeyRanges | None, keys: int, tile: int, value_of: Callable[[Expr], Tensor]
+) -> list[int]:
+    """The first keys of the tiles that ranges meet; of all tiles when they are not known."""
+    if ranges is None or not bool(value_of(ranges.small)):
+        return list(range(0, keys, tile))
+    found = set[int]()
+    for span in ranges.spans:
+        when, lo, end = (int(value_of(e)) for e in span.formulas())
+        if when:
+            lo, end = max(lo, 0), min(end, keys)
+            found.update(range(lo // tile * tile, end, tile) if lo < end else ())
+    return sorted(found)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A kernel with the arguments of one call; ``storage`` holds each captured tensor as flat memory."""
@@ -68,6 +84,9 @@ class Run:
         for let in lets:
             leaves[let.local] = self.value_of(let.expr, leaves)
 
+    def _outside(self, block: Block) -> Callable[[Expr], Tensor]:
+        return partial(self.value_of, leaves=block.corners)
+
     def block(self, block: Block) -> None:
         """All passes over the keys of one block of rows."""
         self.define(self.kernel.uniform, block.leaves)
@@ -81,7 +100,7 @@ class Run:
                     len(block.query), block.value.shape[-1]
                 )
             keys = len(block.key)
-            for first in range(0, keys, self.tile):
+            for first in tile_starts(self.kernel.ranges, keys, self.tile, self._outside(block)):
                 self._visit(block, kernel_pass, number, first, min(first + self.tile, keys))
             block.leaves |= {Stat(u.name): block.stats[u.name] for u in updates}
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from typing import assert_never
 
-from attncompiler.ir.expr import Call, Expr, Param, Value, children, walk
+from attncompiler.ir.expr import Call, Const, Expr, Param, Value, children, walk
 from attncompiler.ir.kernel import (
     Finish,
     Kernel,
@@ -37,6 +37,7 @@ from attncompiler.ir.kernel import (
     stride,
 )
 from attncompiler.ir.printer import Names, print_expression
+from attncompiler.ir.spans import Span
 from attncompiler.ir.spelling import declared
 
 
@@ -58,6 +59,10 @@ def print_kernel(kernel: Kernel) -> str:
         lines.append(f"  tensor {declared(t.name)}[{axes}]: {t.kind}")
 
     tiles = _Scope(names, "  ", (kernel.possible, kernel.certain))
+    if kernel.ranges is not None:
+        tiles.lines += [
+            f"  tile keys     : {text}" for text in print_spans(kernel.ranges.spans, "k", names)
+        ]
     tiles.define("tile possible =", kernel.possible)
     tiles.define("tile certain  =", kernel.certain)
     uniform = _Scope.of_lets(names, "  ", "uniform", kernel.uniform)
@@ -66,6 +71,18 @@ def print_kernel(kernel: Kernel) -> str:
         lines += [f"  pass {number}", *_pass_lines(kernel_pass, names)]
     lines += ["  finish", *_finish_lines(kernel.finish, names)]
     return "\n".join(lines) + "\n"
+
+
+def print_spans(spans: Sequence[Span], axis: str, names: Names) -> list[str]:
+    """Ranges of positions along an axis, one a line."""
+    lines = []
+    for span in spans:
+        text = f"{print_expression(span.lo, names)} <= {axis} < {print_expression(span.end, names)}"
+        text += f" in steps of {span.step}" if span.step > 1 else ""
+        text += "" if span.solid else ", with holes"
+        text += "" if span.when is Const(True) else f", if {print_expression(span.when, names)}"
+        lines.append(text)
+    return lines or ["none"]
 
 
 @dataclass(slots=True)

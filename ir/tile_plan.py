@@ -73,7 +73,7 @@ def plan_tiles(program: Program) -> TilePlan:
         for local in values.table.values()
     }
     # One head at a time: what depends on the head alone is the same for the whole tile.
-    tiles = tile_class(substitute(read, {Index("h"): HEAD}), known)
+    tiles = tile_class(substitute(read, {Index("h"): HEAD}), values=known)
     declared = {t.name: t for t in program.tensors}
 
     def flat(expr: Expr) -> Expr:

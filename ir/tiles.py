@@ -16,14 +16,18 @@ window, prefix and chunked masks exact. Example: ``k <= q and q - k < w`` is pos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial, reduce
+from dataclasses import dataclass, field
+from functools import lru_cache, partial, reduce
+from typing import TYPE_CHECKING
 
 from attncompiler.ir.conjunctions import Conjunction, conjunction
 from attncompiler.ir.expr import Call, Const, Expr, Load, Param, kind_of, walk
 from attncompiler.ir.intervals import Box, Range
 from attncompiler.ir.linear import is_coarse, is_uniform
 from attncompiler.ir.passes.canonicalize import make
+
+if TYPE_CHECKING:
+    from attncompiler.ir.spans import Span
 
 CORNERS: dict[str, tuple[Param, Param]] = {
     axis: (Param(f"{axis}_lo", "int"), Param(f"{axis}_hi", "int")) for axis in "qkh"
@@ -42,13 +46,46 @@ class TileClass:
     certain: Expr
 
 
-def tile_class(mask: Expr, values: Mapping[Expr, Range] | None = None) -> TileClass:
-    """The conditions of a mask (kind bool: indices, parameters, sizes, loads) on the corners.
+@dataclass(frozen=True, slots=True)
+class TileSet:
+    """What is known about the tiles of a mask before any length or value is.
+
+    ``possible`` and ``certain`` as above; ``exact`` says that they are proved to miss no empty and no full tile, for
+    all lengths and values, and ``reason`` why they are not. ``keys`` are the keys that the queries q_lo..q_hi of a tile
+    may see and ``queries`` the queries that may see the keys k_lo..k_hi, as the union of spans; None where
+    ``no_spans`` says why. What is exact and what spans say holds while ``small`` does: no run-time number is
+    astronomical.
+    """
+
+    possible: Expr
+    certain: Expr
+    exact: bool
+    reason: str = ""
+    keys: tuple[Span, ...] | None = None
+    queries: tuple[Span, ...] | None = None
+    no_spans: str = ""
+    small: Expr = field(default_factory=lambda: Const(True))
+
+
+@lru_cache(maxsize=256)
+def tile_set(mask: Expr) -> TileSet:
+    """The conditions and spans of a mask, by integer sets where it has them and by intervals elsewhere."""
+    from attncompiler.ir.exact_tiles import exact_tiles
+
+    return exact_tiles(mask)
+
+
+def tile_class(
+    mask: Expr,
+    corners: Mapping[str, tuple[Param, Param]] = CORNERS,
+    values: Mapping[Expr, Range] | None = None,
+) -> TileClass:
+    """The conditions of a mask (kind bool: indices, parameters, sizes, loads) on the corners, by intervals.
 
     Loads are unknown unless all their indices are uniform in a tile; then the result reads them. ``values`` are the
     bounds of locals that the mask reads.
     """
-    box = Box({axis: Range(lo, hi) for axis, (lo, hi) in CORNERS.items()}, may_be, values or {})
+    box = Box({axis: Range(lo, hi) for axis, (lo, hi) in corners.items()}, may_be, values or {})
     return TileClass(may_be(mask, True, box), negation(may_be(mask, False, box)))
 
 

@@ -66,6 +66,13 @@ def _problems(kernel: Kernel) -> Problems:
         for axis in range(len(t.axes)):
             scalars |= {(stride(t.name, axis), "int"), (extent(t.name, axis), "int")}
     corners = {(p.name, p.kind) for pair in CORNERS.values() for p in pair}
+    if kernel.ranges is not None:
+        read = {n.name for e in kernel.ranges.formulas() for n in walk(e) if isinstance(n, Param)}
+        for name in sorted(read & {p.name for axis in "kh" for p in CORNERS[axis]}):
+            yield (
+                "tile",
+                f"computes a range of keys from {name}, which a block of rows does not have",
+            )
     kinds: dict[str, Kind] = {t.name: t.kind for t in kernel.tensors}
     for loop, expr, kind in _formulas(kernel):
         if kind_of(expr) != kind:
@@ -109,6 +116,12 @@ def _formulas(kernel: Kernel) -> Iterator[tuple[_Loop, Expr, Kind]]:
     tile = _Loop("tile", "bg")
     yield tile, kernel.possible, "bool"
     yield tile, kernel.certain, "bool"
+    if kernel.ranges is not None:
+        yield tile, kernel.ranges.small, "bool"
+        for span in kernel.ranges.spans:
+            yield tile, span.when, "bool"
+            yield tile, span.lo, "int"
+            yield tile, span.end, "int"
     outer = _Loop("uniform", "bg")
     yield from _lets(outer, kernel.uniform)
     outer = outer.after(kernel.uniform)

@@ -129,3 +129,53 @@ def test_a_class_without_a_file():
 
 def test_explaining_twice_gives_the_same_text():
     assert explain(compilation(SoftCap())) == explain(compilation(SoftCap()))
+
+
+class Sinks(Variant):
+    """A window and the first keys."""
+
+    window: int = 100
+    sink: int = 4
+
+    def mask(self, at):
+        return causal(at) & ((at.k < self.sink) | (at.q - at.k < self.window))
+
+
+class Tree(Variant):
+    """Keys that end."""
+
+    end = Tensor("k", dtype="int")
+
+    def mask(self, at):
+        return causal(at) & (at.q < self.end[at.k])
+
+
+class Distances(Variant):
+    """Keys a power of two away."""
+
+    def mask(self, at):
+        distance = at.q - at.k
+        return (distance > 0) & (distance & (distance - 1) == 0)
+
+
+def test_what_is_known_about_tiles_is_told():
+    text = story(Sinks())["visited"]
+    assert "Proved exact, for all lengths and all numbers below 2**40: no tile" in text
+    assert text.endswith(
+        """\
+   Queries q_lo..q_hi may see the keys
+     0 <= k < min(sink, q_hi + 1)
+     max(q_lo - window + 1, 0) <= k < q_hi + 1, if window > 0
+   Keys k_lo..k_hi may be seen by the queries
+     k_lo <= q < q_start + M, if sink > k_lo
+     k_lo <= q < window + k_hi, if window > 0"""
+    )
+    text = story(Tree())["visited"]
+    assert "not proved to find every tile without a pair and every full one:" in text
+    assert "     end[k] is read from a tensor for each query, key or head." in text
+    assert "see the keys" not in text
+    text = story(Distances())["visited"]
+    assert "Proved exact, for all lengths: no tile" in text
+    assert (
+        "Not as ranges: the keys of a query tile are no short list of ranges: there is one" in text
+    )

@@ -14,16 +14,23 @@ from hypothesis import strategies as st
 from strategies import TENSORS, expressions, programs
 
 from attncompiler.ir.expr import Call, Const, Dot, Expr, Index, Load, Local, OldStat, Param, Stat
-from attncompiler.ir.kernel import Kernel, Let
+from attncompiler.ir.kernel import Kernel, KeyRanges, Let
 from attncompiler.ir.kernel_printer import print_kernel
 from attncompiler.ir.kernel_run import run_kernel
 from attncompiler.ir.passes.canonicalize import canonicalize
 from attncompiler.ir.passes.derive import derive
 from attncompiler.ir.passes.lower import lower
 from attncompiler.ir.program import Program
+from attncompiler.ir.spans import Span
 from attncompiler.ir.streaming_run import run_plan
+from attncompiler.ir.tiles import CORNERS
 from attncompiler.ir.verify import VerifyError
 from attncompiler.ir.verify_kernel import verify_kernel
+
+
+def ranges(lo: Expr) -> KeyRanges:
+    return KeyRanges((Span(lo, Const(9), 1, True, Const(True)),), Const(True))
+
 
 SCORES = {
     "dot": DOT,
@@ -166,6 +173,7 @@ kernel sinks: 1 pass over the keys; a block holds rows of several heads
   param sinks: int
   tensor sink[h]: float
   tensor slope[h]: float
+  tile keys     : max(q_lo - sinks + 1, 0) <= k < q_hi + 1, if sinks > 0
   tile possible = q_hi >= k_lo and q_lo - k_hi < sinks and sinks > 0
   tile certain  = q_lo >= k_hi and q_hi - k_lo < sinks
   pass 0
@@ -230,6 +238,11 @@ def body(expr: Expr, sweep: int = 0, **more: object) -> Callable[[Kernel], Kerne
         (body(Const(1.0), sweep=1, factor=Const(1)), "1 is of kind int, not float"),
         (body(Const(1.0), sweep=1, name="m"), "defines a statistic twice"),
         (lambda k: replace(k, possible=(Q < 3).expr), "reads the index q"),
+        (
+            lambda k: replace(k, ranges=ranges(CORNERS["k"][0])),
+            "computes a range of keys from k_lo",
+        ),
+        (lambda k: replace(k, ranges=ranges(Const(True))), "true is of kind bool, not int"),
         (lambda k: replace(k, uniform=(Let(FLOAT, Stat("m")),)), "reads the statistic m"),
         (lambda k: replace(k, finish=replace(k.finish, output=R)), "kind int, not float"),
         (lambda k: replace(k, finish=replace(k.finish, kept=())), "keeps are , the plan's lse"),

@@ -8,7 +8,7 @@ import torch
 
 from attncompiler.ir.expr import Expr, Index, Load, Param, Size, walk
 from attncompiler.ir.interpreter import evaluate
-from attncompiler.ir.tiles import CORNERS, tile_class
+from attncompiler.ir.tiles import CORNERS, TileSet, tile_class, tile_set
 
 q, k, h = Index("q"), Index("k"), Index("h")
 QUERIES, KEYS, HEADS = 40, 48, 3
@@ -26,8 +26,13 @@ class Rates:
     missed_full: int
 
 
-def rates(mask: Expr, params: dict[str, float | int | bool] | None = None) -> Rates:
-    """Compare the conditions with enumeration on all tiles of several sizes; fail if unsound."""
+def rates(
+    mask: Expr, params: dict[str, float | int | bool] | None = None, exactly: bool = True
+) -> Rates:
+    """Compare the conditions with enumeration on all tiles of several sizes; fail if unsound.
+
+    Without ``exactly`` they are those of interval analysis alone.
+    """
     leaves: dict[Expr, torch.Tensor] = {
         h: torch.arange(HEADS)[:, None, None],
         q: torch.arange(QUERIES)[None, :, None] + 3,
@@ -48,7 +53,7 @@ def rates(mask: Expr, params: dict[str, float | int | bool] | None = None) -> Ra
         return found != 0 if kinds[name] == "bool" else found
 
     allowed = evaluate(mask, leaves, load).expand(HEADS, QUERIES, KEYS)
-    found = tile_class(mask)
+    found = tile_set(mask) if exactly else tile_class(mask)
     count = [0, 0, 0, 0]
     for rows, columns in TILES:
         for heads in (1, HEADS):
@@ -79,4 +84,7 @@ def rates(mask: Expr, params: dict[str, float | int | bool] | None = None) -> Ra
                 count[1] += not some and bool(possible[i])
                 count[2] += every
                 count[3] += every and not bool(certain[i])
-    return Rates(*count)
+    result = Rates(*count)
+    if isinstance(found, TileSet) and found.exact:
+        assert result.missed_empty == result.missed_full == 0, (mask, result)
+    return result

@@ -34,6 +34,7 @@ from attncompiler.ir.kernel import (
     Finish,
     Kernel,
     KernelPass,
+    KeyRanges,
     Let,
     StatUpdate,
     Sweep,
@@ -51,7 +52,7 @@ from attncompiler.ir.streaming import (
     readable,
     rescaling,
 )
-from attncompiler.ir.tiles import needs_plan, tile_class
+from attncompiler.ir.tiles import TileSet, needs_plan, tile_set
 
 ROW = Call("sub", (Index("q"), Param("q_start", "int")))
 
@@ -76,11 +77,11 @@ def lower(plan: StreamingPlan) -> Kernel:
     uniform = Hoisted("u", "")
     passes = tuple(_lower_pass(plan, p, uniform, packs, flat) for p in range(plan.passes))
     finish = _finish(plan, lambda expr: flatten_loads(expr, tensors))
-    tiles = tile_class(program.mask)
-    possible, certain = flat(tiles.possible), flat(tiles.certain)
+    tiles = tile_set(program.mask)
+    possible, certain, ranges = flat(tiles.possible), flat(tiles.certain), key_ranges(tiles, flat)
     outer = [c for _, c in finish.coefficients] + [e for _, e in finish.kept] + [finish.output]
     outer += [r.body for r in finish.reductions] + [let.expr for let in finish.rows]
-    everything = [*inner, *outer, possible, certain]
+    everything = [*inner, *outer, possible, certain, *(ranges.formulas() if ranges else ())]
     used = loads_in(everything)
     names = {n.name for n in walk(*everything) if isinstance(n, Param)}
     return Kernel(
@@ -91,10 +92,18 @@ def lower(plan: StreamingPlan) -> Kernel:
         possible=possible,
         certain=certain,
         planned=needs_plan(program.mask),
+        ranges=ranges,
         packs_heads=packs,
         params=tuple(p for p in program.params if p.name in names),
         tensors=tuple(t for t in program.tensors if t.name in used),
     )
+
+
+def key_ranges(tiles: TileSet, flat: Callable[[Expr], Expr]) -> KeyRanges | None:
+    """The keys of a block of rows, unless their ranges are unknown or the mask allows all of them, or none."""
+    if not tiles.keys or tiles.possible is Const(True):
+        return None
+    return KeyRanges(tuple(s.mapped(flat) for s in tiles.keys), flat(tiles.small))
 
 
 def flatten_loads(expr: Expr, tensors: dict[str, TensorDecl]) -> Expr:

@@ -26,10 +26,16 @@ from attncompiler.ir.expr import (
 )
 from attncompiler.ir.gradient import Gradient, Stage, TensorGradient
 from attncompiler.ir.kernel import StatUpdate
-from attncompiler.ir.passes.lower import Hoisted, flatten_loads, never_positive, offset_of
+from attncompiler.ir.passes.lower import (
+    Hoisted,
+    flatten_loads,
+    key_ranges,
+    never_positive,
+    offset_of,
+)
 from attncompiler.ir.passes.products import factored
 from attncompiler.ir.program import Reduction
-from attncompiler.ir.tiles import needs_plan, tile_class
+from attncompiler.ir.tiles import needs_plan, tile_set
 
 Flat = Callable[[Expr], Expr]
 
@@ -80,9 +86,10 @@ def lower_gradient(gradient: Gradient, wanted: frozenset[str]) -> Backward:
         Scatter(s.tensor, finish.add(s.offset), finish.add(s.value))
         for s in by_level.get("row", ())
     )
-    tiles = tile_class(program.mask)
-    possible, certain = flat(tiles.possible), flat(tiles.certain)
+    tiles = tile_set(program.mask)
+    possible, certain, ranges = flat(tiles.possible), flat(tiles.certain), key_ranges(tiles, flat)
     everything = [*inner, possible, certain, start.value_grad]
+    everything += ranges.formulas() if ranges else ()
     everything += [let.expr for let in (*start.rows, *finish.lets())]
     everything += [r.body for r in start.reductions]
     everything += [e for s in (*start.elements, *start.epilogue) for e in (s.offset, s.value)]
@@ -100,6 +107,7 @@ def lower_gradient(gradient: Gradient, wanted: frozenset[str]) -> Backward:
         possible=possible,
         certain=certain,
         planned=needs_plan(program.mask),
+        ranges=ranges,
         packs_heads=packs,
         params=tuple(p for p in program.params if p.name in names),
         tensors=tuple(t for t in program.tensors if t.name in used),

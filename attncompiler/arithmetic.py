@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from attncompiler import errors
 from attncompiler.captured_numbers import RunTimeInt
-from attncompiler.ir.expr import Call, Const, Expr
+from attncompiler.ir.expr import Call, Const, Expr, axes_of
 from attncompiler.recorder import Operand, Recorder, common_kind, kind_of_operand
 
 _LOGIC = {"bitand": "and", "bitor": "or", "min": "and", "max": "or"}
@@ -16,13 +16,24 @@ _SYMBOLS = {"bitand": "&", "bitor": "|", "bitxor": "^", "shl": "<<", "shr": ">>"
 
 
 def numeric(rec: Recorder, op: str, *values: Operand) -> Expr:
-    """``op`` on two numbers of one kind: add, sub, mul, min, max, or on one: neg, abs, sign."""
+    """``op`` on two numbers of one kind: add, sub, mul, min, max, or on one: neg, abs, sign.
+
+    A literal factor of a position stays a constant: block sparsity is solved with it.
+    """
     kind = common_kind(*values)
     if kind == "bool":
         if op in _LOGIC:
             return logic(rec, _LOGIC[op], *values)
         kind = "int"
-    return Call(op, tuple(rec.convert(v, kind) for v in values))
+    factor = op == "mul" and kind == "int" and any(map(_is_position, values))
+    return Call(
+        op,
+        tuple(rec.convert(v, kind, lift=not factor or isinstance(v, RunTimeInt)) for v in values),
+    )
+
+
+def _is_position(value: Operand) -> bool:
+    return not isinstance(value, (bool, int, float)) and bool(axes_of(value) & {"q", "k"})
 
 
 def divide(rec: Recorder, op: str, left: Operand, right: Operand) -> Expr:

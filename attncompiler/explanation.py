@@ -19,6 +19,7 @@ from attncompiler.ir.printer import Names, print_expression, print_plan, print_p
 from attncompiler.ir.program import Program
 from attncompiler.ir.set_formulas import LARGEST
 from attncompiler.ir.streaming import Accumulator, RowStat, StreamingPlan
+from attncompiler.ir.tile_plan import values_of
 from attncompiler.ir.tiles import tile_set
 
 if TYPE_CHECKING:
@@ -184,6 +185,10 @@ def _tiles(plan: StreamingPlan, kernel: Kernel) -> Iterator[str]:
     else:
         yield "   Always on the safe side, though not proved to find every tile without a pair and every full one:"
         yield f"     {tiles.reason}."
+        if kernel.planned:
+            yield "   So a planning kernel classifies the tiles of a call exactly, from bounds of the values"
+            yield from (f"     {text}" for text in _planned(plan, names))
+            yield "   and pair by pair in tiles that bounds leave open. Its table stays while nothing it reads changes."
     for axis, whose, spans in (
         ("k", "Queries q_lo..q_hi may see the keys", tiles.keys),
         ("q", "Keys k_lo..k_hi may be seen by the queries", tiles.queries),
@@ -193,6 +198,14 @@ def _tiles(plan: StreamingPlan, kernel: Kernel) -> Iterator[str]:
             yield from (f"     {text}" for text in print_spans(spans, axis, names))
     if tiles.no_spans and tiles.no_spans != tiles.reason:
         yield f"   Not as ranges: {tiles.no_spans}."
+
+
+def _planned(plan: StreamingPlan, names: Names) -> Iterator[str]:
+    """The values whose bounds a planning kernel finds in every tile."""
+    found = values_of(plan.program.mask)
+    yield from (print_expression(value, names) for value in found)
+    if not found:
+        yield "q and k themselves"
 
 
 def _gradients(compilation: Compilation) -> Iterator[str]:

@@ -98,6 +98,13 @@ def plan_tiles(program: Program) -> TilePlan:
     )
 
 
+def values_of(mask: Expr) -> list[Expr]:
+    """The values, each of a query or of a key alone, whose bounds in a tile a plan for the mask finds."""
+    rows, keys = _Values("row", "bghq"), _Values("key", "bghk")
+    _with_values(mask, rows, keys)
+    return [*rows.table, *keys.table]
+
+
 class _Values:
     """Values of one axis that read tensors, each under a name of its own."""
 

@@ -90,15 +90,20 @@ def tile_class(
 
 
 def needs_plan(mask: Expr) -> bool:
-    """Whether tiles of a mask are worth planning: it reads tensors that conditions on corners know little of.
+    """Whether tiles of a mask are worth planning: conditions on corners alone are not known to find all that are empty.
 
-    A mask that computes with floating numbers is not planned: the kernel might round differently.
+    That is a mask that reads tensors of positions, or positions in a way that is not proved exact. A mask that computes
+    with floating numbers is not planned: the kernel might round differently.
     """
     nodes = list(walk(mask))
-    fine = any(isinstance(n, Load) and not all(map(_is_coarse, n.indices)) for n in nodes)
-    return fine and not any(
+    if any(
         isinstance(n, Call) and kind_of(n) == "float" and n.op not in _ROUNDS_NOTHING for n in nodes
-    )
+    ):
+        return False
+    loads = [n for n in nodes if isinstance(n, Load)]
+    if loads:
+        return any(not all(map(_is_coarse, n.indices)) for n in loads)
+    return not tile_set(mask).exact
 
 
 def _is_coarse(index: Expr) -> bool:

@@ -204,14 +204,18 @@ PLANNED = [
     *("documents", "causal documents", "documents or window", "scales", "tree", "documents of a batch"),
     *("rows of a head", "death of keys", "floating threshold", "pairs"),
 ]  # fmt: skip
+UNPROVED = [
+    *("chunked at run time", "neighborhood, dilated", "neighborhood of a plane"),
+    *("neighborhood of a volume", "radial"),
+]  # fmt: skip
 
 
-def test_masks_that_read_tensors_of_positions_are_planned() -> None:
+def test_masks_that_conditions_do_not_settle_are_planned() -> None:
     planned = [name for name in MASKS if needs_plan(operator(name).compilation.plan.program.mask)]
-    assert planned == PLANNED
+    assert planned == [name for name in MASKS if name in (*UNPROVED, *PLANNED)]
 
 
-@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("name", [*PLANNED, *UNPROVED])
 @pytest.mark.parametrize("q_start", [0, 37])
 def test_planned_kernels_equal_the_oracle(name: str, q_start: int) -> None:
     """Long enough for a plan; gradients as well."""

@@ -208,7 +208,14 @@ class Checker:
         return tuple(comparisons)
 
     def fitted(self, case: Case) -> Case:
-        """The case with enough keys, where the variant reads a tensor over keys at the position of a query."""
+        """The case with enough keys, where the variant reads a tensor over keys at the position of a query.
+
+        A layout wants all tokens of its grid on both sides; every other case has some behind it.
+        """
+        layout = self.variant.layout
+        if layout is not None:
+            least = layout.size + case.seed % 2 * 7
+            case = replace(case, M=max(case.M, least), N=max(case.N, least), q_start=0)
         if not self._reads_keys_at_queries:
             return case
         return replace(case, N=max(case.N, case.q_start + case.M))

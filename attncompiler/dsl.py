@@ -45,6 +45,7 @@ from attncompiler.prelude.masks import (
     block_causal,
     causal,
     chunked,
+    coords,
     dilated,
     document,
     global_window,
@@ -77,7 +78,7 @@ from attncompiler.variant import Variant
 
 __all__ = [
     "Boxes", "Tensor", "Value", "Variant", "affine_scaled", "alibi", "alibi_slopes", "bit_length",
-    "block_causal", "causal", "cdiv", "ceil", "chunked", "clamp", "cog", "cos", "dilated",
+    "block_causal", "causal", "cdiv", "ceil", "chunked", "clamp", "cog", "coords", "cos", "dilated",
     "document", "erf", "exp", "exp2", "expm1", "floor", "global_window", "halo", "inf", "is_pow2",
     "log", "log1p", "log2", "maximum", "minimum", "neighborhood", "next_scale", "power_of_two",
     "prefix_lm", "radial", "relative_table", "relu", "relu_squared_weights", "relu_weights",

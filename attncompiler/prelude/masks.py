@@ -120,6 +120,19 @@ def halo(at: Value, block: Value, halo: Value) -> Value:
     return (at.k >= start - halo) & (at.k < start + block + halo)
 
 
+def coords(position: Value, grid: Value) -> tuple[Value, ...]:
+    """The coordinates of a position in a row-major grid: ``t, y, x = coords(at.q, (T, H, W))``.
+
+    ``grid`` is a tuple of axis lengths. The first coordinate of a position behind the grid is beyond its axis.
+    """
+    found: list[Value] = []
+    for axis in reversed(range(len(grid))):
+        found.append(position if axis == 0 else position % grid[axis])
+        if axis:
+            position = position // grid[axis]
+    return tuple(reversed(found))
+
+
 def neighborhood(
     at: Value,
     window: Value,
@@ -137,21 +150,17 @@ def neighborhood(
     """
     lengths = (at.N,) if grid is None else _per_axis(grid, 1)
     rank = len(lengths)
+    queries, keys = coords(at.q, lengths), coords(at.k, lengths)
     windows, strides = _per_axis(window, rank), _per_axis(stride, rank)
     dilations, causals = _per_axis(dilation, rank), _per_axis(is_causal, rank)
     allowed: Value = True
-    inner: Value = 1
     for axis in reversed(range(rank)):
-        length = lengths[axis]
+        length, q, k = lengths[axis], queries[axis], keys[axis]
         at_least(
             1, "neighborhood", window=windows[axis], stride=strides[axis], dilation=dilations[axis]
         )
-        q, k = (at.q, at.k) if rank == 1 else (at.q // inner, at.k // inner)
-        if axis > 0:
-            q, k = q % length, k % length
         near = _near(q, k, length, windows[axis], strides[axis], dilations[axis], causals[axis])
         allowed = near if allowed is True else near & allowed
-        inner = inner * length
     return allowed
 
 

@@ -15,11 +15,10 @@ class SlidingTile(Variant):
     sample_lengths = 6 * 8 * 16
 
     def mask(self, at):
-        allowed = True
-        axes = zip(
-            coords(at.q, self.grid), coords(at.k, self.grid), self.tile, self.window, self.grid
-        )
-        for q, k, size, window, length in axes:
-            start = clamp(q // size - window // 2, 0, length // size - window)
-            allowed = (k // size >= start) & (k // size < start + window) & allowed
+        queries, keys, allowed = coords(at.q, self.grid), coords(at.k, self.grid), True
+        for axis in range(3):
+            size, window = self.tile[axis], self.window[axis]
+            start = clamp(queries[axis] // size - window // 2, 0, self.grid[axis] // size - window)
+            tile = keys[axis] // size
+            allowed = (tile >= start) & (tile < start + window) & allowed
         return allowed

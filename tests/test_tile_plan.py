@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -273,7 +274,12 @@ def test_large_tensors_are_followed_too() -> None:
     q, k, v = (torch.randn(1, 1, 1100, 8) for _ in range(3))
     pairs = torch.zeros(1100, 1100, dtype=torch.bool)
     assert pairs.numel() > 1 << 20
+    tables = op._kernels.planner("float32", {"pairs": "bool"})
+    tables.entries.clear()
     assert not op(q, k, v, pairs=pairs).any()
+    assert len(tables.entries) == 1
+    op(q, k, v, pairs=pairs[:])  # another view of the same memory
+    assert len(tables.entries) == 1
     pairs[:, 3] = True
     torch.testing.assert_close(op(q, k, v, pairs=pairs), v[:, :, 3:4].expand_as(q))
 
@@ -317,3 +323,15 @@ class _Counting:
 def test_maps_that_cannot_be(arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         operator("documents").tile_map(**arguments)
+
+
+def test_large_tensors_are_not_kept_alive() -> None:
+    op = operator("pairs")
+    q, k, v = (torch.randn(1, 1, 1100, 8) for _ in range(3))
+    pairs = torch.zeros(1100, 1100, dtype=torch.bool)
+    op(q, k, v, pairs=pairs)
+    seen = weakref.ref(pairs)
+    del pairs
+    assert seen() is None
+    pairs = torch.ones(1100, 1100, dtype=torch.bool)  # perhaps in the same memory
+    torch.testing.assert_close(op(q, k, v, pairs=pairs), torch.softmax(q @ k.mT / 8**0.5, -1) @ v)

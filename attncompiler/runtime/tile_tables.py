@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -121,17 +122,21 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What tells whether a tensor still holds the numbers that it held: a copy, or its memory and change counter."""
+    """What tells whether a tensor still holds the numbers that it held: a copy, or its memory and change counter.
 
-    tensor: Tensor
-    version: int | None
+    Large tensors are not kept alive: memory that was given back may hold anything by now.
+    """
+
     copy: Tensor | None
+    owner: ref[Tensor]
+    pointer: int
+    version: int | None
 
     @classmethod
     def of(cls, x: Tensor) -> _Content:
-        if x.numel() * x.itemsize <= _COMPARED_BYTES:
-            return cls(x, None, x.clone())
-        return cls(x, None if x.is_inference() else x._version, None)
+        small = x.numel() * x.itemsize <= _COMPARED_BYTES
+        version = None if x.is_inference() else x._version
+        return cls(x.detach().clone() if small else None, ref(_owner(x)), x.data_ptr(), version)
 
     def same(self, x: Tensor) -> bool:
         if self.copy is not None:
@@ -139,9 +144,14 @@ class _Content:
         return (
             self.version is not None
             and not x.is_inference()
-            and x.data_ptr() == self.tensor.data_ptr()
-            and x._version == self.version
+            and self.owner() is _owner(x)
+            and (self.pointer, self.version) == (x.data_ptr(), x._version)
         )
+
+
+def _owner(x: Tensor) -> Tensor:
+    """The tensor whose life is that of the memory."""
+    return x if x._base is None else x._base
 
 
 @dataclass(slots=True)

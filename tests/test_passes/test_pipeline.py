@@ -27,7 +27,7 @@ def run(program: Program, params: dict[str, float | int | bool]) -> list[torch.T
     random = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=random)
+        return torch.randn(shape, dtype=torch.float64, generator=random)
 
     tensors = {}
     for t in program.tensors:

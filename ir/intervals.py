@@ -116,10 +116,10 @@ def _atom(expr: Expr, box: Box) -> Range:
     if is_uniform(expr):
         return Range(expr, expr)
     match expr:
+        case Local() if expr in box.values:
+            return box.values[expr]
         case Index(axis) | Local(axis):
             return box.axes.get(axis, Range())
-        case Local():
-            return box.values.get(expr, Range())
         case Call("min" | "max" as op, (x, y)):
             a, b = bounds(x, box), bounds(y, box)
             lo, hi = (looser, tighter) if op == "min" else (tighter, looser)

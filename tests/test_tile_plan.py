@@ -36,6 +36,7 @@ from attncompiler.dsl import (
 from attncompiler.errors import ArgumentsError, AttnCompilerError, MissingTensorError, ShapeError
 from attncompiler.ir.expr import Expr, Index, Param, Size
 from attncompiler.ir.interpreter import evaluate
+from attncompiler.ir.printer import print_expression
 from attncompiler.ir.tiles import needs_plan
 from attncompiler.runtime.operator import Operator
 from attncompiler.tile_map import EMPTY, FULL, PARTIAL, TileMap
@@ -199,6 +200,18 @@ def test_tiles_are_classified_exactly(
     pairs = allowed(op, queries, keys, q_start, tensors, w)
     assert torch.equal(found.states.expand(BATCH, HEADS, -1, -1), states_of(pairs, tile))
     assert torch.equal(found.allowed.expand(BATCH, HEADS), pairs.sum((-1, -2)))
+
+
+def test_bounds_of_what_tiles_read_settle_most_of_them() -> None:
+    def says(name: str) -> tuple[str, str]:
+        plan = operator(name).compilation.tile_plan
+        return print_expression(plan.possible), print_expression(plan.certain)
+
+    same = "row0_hi >= key0_lo and row0_lo <= key0_hi"
+    assert says("causal documents")[0] == f"q_hi >= k_lo and {same}"
+    assert says("causal documents")[1].startswith("q_lo >= k_hi and (row0_lo - key0_hi == 0")
+    assert says("scales") == ("key0_lo <= row0_hi", "key0_hi <= row0_lo")
+    assert says("tree") == ("q_hi >= k_lo and q_lo < key0_hi", "q_lo >= k_hi and q_hi < key0_lo")
 
 
 PLANNED = [

@@ -348,3 +348,20 @@ def test_large_tensors_are_not_kept_alive() -> None:
     assert seen() is None
     pairs = torch.ones(1100, 1100, dtype=torch.bool)  # perhaps in the same memory
     torch.testing.assert_close(op(q, k, v, pairs=pairs), torch.softmax(q @ k.mT / 8**0.5, -1) @ v)
+
+
+@pytest.mark.parametrize("length", [8, 300])
+def test_a_mask_may_read_an_empty_tensor(length: int) -> None:
+    """Reads clamp their index, and an empty tensor reads as 0."""
+
+    class Empty(Variant):
+        table = Tensor("rows", dtype=int)
+
+        def mask(self, at: Any) -> Any:
+            return self.table[at.k] >= 0
+
+    x = torch.randn(1, 1, length, 8, requires_grad=True)
+    out = compile_variant(Empty)(x, x, x, table=torch.zeros(0, dtype=torch.int64))
+    torch.testing.assert_close(out, compile_variant(Variant)(x, x, x))
+    out.sum().backward()
+    assert x.grad is not None

@@ -202,5 +202,10 @@ def _tile(sizes: Sizes, plan: TilePlan) -> tuple[int, int]:
 
 
 def readable(x: Tensor) -> Tensor:
-    """A tensor that clamped indices can always read: an empty one becomes a single zero seen at every index."""
-    return x if x.numel() else x.new_zeros(1).as_strided(x.shape, (0,) * x.dim())
+    """A tensor that clamped indices can always read: an empty one becomes a single zero seen at every index.
+
+    No axis of that is empty, for torch gives a tensor without elements no address.
+    """
+    if x.numel():
+        return x
+    return x.new_zeros(1).as_strided([max(n, 1) for n in x.shape], (0,) * x.dim())

@@ -28,7 +28,8 @@ from attncompiler.ir.program import Program
 
 if TYPE_CHECKING:
     from attncompiler.dsl import Variant
-    from attncompiler.oracle import OracleResult
+    from attncompiler.layouts import Boxes
+from attncompiler.oracle import OracleResult
 
 # Results of 16-bit types are rounded once from a float32 sum; for the wider types the sum itself rounds too.
 _FLOOR_UNITS = {torch.float16: 1.0, torch.bfloat16: 1.0, torch.float32: 8.0, torch.float64: 8.0}
@@ -133,6 +134,7 @@ class Checker:
     """Compiles a variant once and runs cases on it."""
 
     _reads_keys_at_queries = False
+    _layout: Boxes | None = None
 
     def __init__(
         self,
@@ -143,6 +145,7 @@ class Checker:
     ) -> None:
         self.variant, self.with_gradients = variant, gradients
         self.operator = compile_variant(variant, backend=backend)
+        self._layout = variant.layout
         self._reads_keys_at_queries = _reads_keys_at_queries(
             self.operator.compilation.trace.program
         )
@@ -212,9 +215,8 @@ class Checker:
 
         A layout wants all tokens of its grid on both sides; every other case has some behind it.
         """
-        layout = self.variant.layout
-        if layout is not None:
-            least = layout.size + case.seed % 2 * 7
+        if self._layout is not None:
+            least = self._layout.size + case.seed % 2 * 7
             case = replace(case, M=max(case.M, least), N=max(case.N, least), q_start=0)
         if not self._reads_keys_at_queries:
             return case

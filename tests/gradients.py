@@ -8,6 +8,7 @@ from torch import Tensor
 from attncompiler.cases import Case
 from attncompiler.check import Checker, Comparison
 from attncompiler.gradient_check import arguments_of, leaves_of
+from attncompiler.variant import Variant
 
 
 def gradcheck(checker: Checker, case: Case) -> None:
@@ -34,3 +35,13 @@ def describe(comparisons: tuple[Comparison, ...]) -> str:
         for c in comparisons
         if not c.passed
     )
+
+
+def row_major(variant: Variant) -> Variant:
+    """The variant without its layout, for which any lengths will do; the same object when it has none."""
+    if variant.layout is None:
+        return variant
+    plain = type(type(variant).__name__, (type(variant),), {"layout": None})
+    view: Variant = object.__new__(plain)
+    view.__dict__.update(variant.__dict__)
+    return view

@@ -11,7 +11,7 @@ from attncompiler.cases import Case
 from attncompiler.check import Checker
 from attncompiler.variant_file import load_variant
 from tests.example_table import files
-from tests.gradients import describe, gradcheck
+from tests.gradients import describe, gradcheck, row_major
 
 # One forward and one backward kernel an element type; lengths, groups, offsets and strides are run-time values.
 FLOAT64 = [
@@ -42,7 +42,10 @@ def assert_gradients(path: Path, cases: list[Case]) -> Checker:
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
 def test_the_gradient_is_that_of_the_formula(path: Path) -> None:
     checker = assert_gradients(path, in_type("float64", FLOAT64))
-    gradcheck(checker, in_type("float64", [TINY])[0])
+    small = row_major(checker.variant)  # a whole grid has too many numbers to disturb one by one
+    gradcheck(
+        checker if small is checker.variant else Checker(small), in_type("float64", [TINY])[0]
+    )
 
 
 # Two kernels take seconds to build; these types differ from float64 in loads, stores and products only.

@@ -218,5 +218,5 @@ def _check_extents(
             raise errors.ShapeError(
                 name=decl.name,
                 detail=f"axis {position} ({axis}) has extent {found}, but {why} is {wanted}",
-                fix=f"its axes are ({_axes(decl)})",
+                fix=f"give it extent {wanted} there; its axes are ({_axes(decl)})",
             )

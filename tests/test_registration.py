@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import attncompiler
 from attncompiler.dsl import Variant, causal
 from attncompiler.runtime.toolchain import find_toolchain
-from tests.test_autograd import CALLS, OPERATORS, Full, Plain, Prepared, gradients, leaves, loss_of
+from tests.test_autograd import CALLS, OPERATORS, Full, Plain, Prepared, gradients, leaves
 
 WITHOUT_PREPARE = [v for v in CALLS if v is not Prepared]
 OTHER_LENGTHS = ((5, 9), (7, 7), (33, 40), (6, 100))

@@ -20,8 +20,8 @@ INDEX_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 class BlockSparse:
     """The pairs of a call that may be attended: ``op(q, k, v, sparsity=BlockSparse(indices, counts))``.
 
-    ``indices`` is an int tensor ``[1 or B, 1 or H, blocks of queries, most]``, ``counts`` is without the last axis: the
-    first ``counts`` entries of a list name different blocks of keys, the rest is not looked at. ``block`` says how many
+    ``indices`` is an int tensor ``[1 or B, 1, G or H, blocks of queries, most]``, ``counts`` is without the last axis:
+    the first ``counts`` entries of a list name different blocks of keys, the rest is not looked at. ``block`` says how many
     queries and keys a block has; the last blocks of a call may be cut off. Leading axes may be left out, and an extent
     of G instead of H gives one list to all heads of a group.
 
@@ -51,7 +51,7 @@ class BlockSparse:
             raise errors.ShapeError(
                 name="BlockSparse",
                 detail=f"indices have shape {list(lists)}, counts {list(lengths)}",
-                fix="indices are [1 or B, 1 or H, blocks of queries, most], counts have one number for each list",
+                fix="indices are [1 or B, 1, G or H, blocks of queries, most], counts have one number for each list",
             )
         _check_block(block)
         self._set(indices, counts, block)
@@ -75,7 +75,7 @@ class BlockSparse:
     @classmethod
     @shows_call
     def from_dense(cls, table: Tensor, block: tuple[int, int] = (128, 128)) -> BlockSparse:
-        """The lists of a bool table ``[(1 or B, (1 or H,)) blocks of queries, blocks of keys]``, padded with -1."""
+        """The lists of a bool table ``[(1 or B, (1, G or H,)) blocks of queries, blocks of keys]``, padded with -1."""
         if not isinstance(table, Tensor) or table.dtype != torch.bool or not 2 <= table.dim() <= 4:
             found = (
                 f"{table.dtype} of {table.dim()} axes"

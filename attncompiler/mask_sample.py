@@ -20,8 +20,13 @@ _WIDTH = 16
 
 
 def sample_lengths(variant: Variant) -> tuple[int, int]:
-    """Queries and keys at which a variant's mask is shown, ``Variant.sample_lengths``; raises DeclarationError."""
+    """Queries and keys at which a variant's mask is shown; raises DeclarationError for what are no lengths.
+
+    They are ``Variant.sample_lengths`` or, of a variant with a layout that does not say, those of its grid.
+    """
     given = variant.sample_lengths
+    if variant.layout is not None and given is Variant.sample_lengths:
+        given = variant.layout.size
     pair = given if isinstance(given, tuple) else (given, given)
     if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
         raise DeclarationError(

@@ -26,7 +26,7 @@ from attncompiler.dsl import (
     sink_window,
     sliding_window,
 )
-from attncompiler.errors import TooSmallError
+from attncompiler.errors import ArgumentsError, TooSmallError
 
 WRONG: dict[str, Callable[[Any], Any]] = {
     "window of sliding_window": lambda at: sliding_window(at, -1),
@@ -96,3 +96,24 @@ def test_the_larger_limit_of_two_uses_counts() -> None:
 
     with pytest.raises(TooSmallError, match=r"chunk of chunked.* is 0"):
         compile_variant(Both(size=0))
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (lambda at: neighborhood(at, (7, 7)), "expected one value or 1, one an axis, got 2"),
+        (
+            lambda at: neighborhood(at, (7, 9), (8, 8)),
+            "a window of 9 does not fit into an axis of 8",
+        ),
+    ],
+)
+def test_windows_that_do_not_fit_their_grid(mask: Callable[[Any], Any], says: str) -> None:
+    class Wrong(Variant):
+        def mask(self, at: Any) -> Any:
+            return mask(at)
+
+    with pytest.raises(ArgumentsError, match=says) as caught:
+        compile_variant(Wrong)
+    assert caught.value.location is not None
+    assert caught.value.location.filename == __file__

@@ -11,7 +11,7 @@ import torch
 
 from attncompiler import dsl, oracle
 from attncompiler.dsl import Tensor, Variant
-from attncompiler.errors import SlotFailedError
+from attncompiler.errors import ArgumentsError
 from attncompiler.frontend import trace
 from attncompiler.ir.expr import Index, Param, Size
 from attncompiler.ir.interpreter import evaluate
@@ -129,7 +129,7 @@ def test_neighborhood_of_three_axes() -> None:
 
 
 def test_neighborhood_refuses_the_wrong_number_of_axes() -> None:
-    with pytest.raises(SlotFailedError, match="one an axis"):
+    with pytest.raises(ArgumentsError, match="one an axis"):
         mask_of(lambda at: dsl.neighborhood(at, (3, 3, 3), (4, 4)), 16, 16)
 
 

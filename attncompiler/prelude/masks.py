@@ -6,6 +6,8 @@ given as plain numbers or constants keep block sparsity exact; parameters work t
 
 from __future__ import annotations
 
+from attncompiler.caller import user_location
+from attncompiler.errors import ArgumentsError
 from attncompiler.functions import Value, bit_length, is_pow2, maximum, minimum
 from attncompiler.prelude.limits import at_least
 
@@ -148,7 +150,9 @@ def neighborhood(
     axes or a tuple, one an axis. Queries in a stride group share the window of its leader; dilation splits an axis
     into interleaved groups. NAT (arXiv:2204.07143), DiNAT (arXiv:2209.15001), generalized strides (arXiv:2504.16922).
     """
-    lengths = (at.N,) if grid is None else _per_axis(grid, 1)
+    lengths = (
+        (at.N,) if grid is None else tuple(grid) if isinstance(grid, (tuple, list)) else (grid,)
+    )
     rank = len(lengths)
     queries, keys = coords(at.q, lengths), coords(at.k, lengths)
     windows, strides = _per_axis(window, rank), _per_axis(stride, rank)
@@ -159,6 +163,13 @@ def neighborhood(
         at_least(
             1, "neighborhood", window=windows[axis], stride=strides[axis], dilation=dilations[axis]
         )
+        if isinstance(length, int) and isinstance(windows[axis], int) and windows[axis] > length:
+            raise ArgumentsError(
+                location=user_location(),
+                name="neighborhood",
+                detail=f"a window of {windows[axis]} does not fit into an axis of {length}",
+                fix="windows are at most as long as their axis of the grid",
+            )
         near = _near(q, k, length, windows[axis], strides[axis], dilations[axis], causals[axis])
         allowed = near if allowed is True else near & allowed
     return allowed
@@ -166,8 +177,13 @@ def neighborhood(
 
 def _per_axis(value: Value, rank: int) -> tuple[Value, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
-    if len(values) != rank and rank > 1:
-        raise ValueError(f"expected one value or {rank}, one an axis, got {len(values)}")
+    if len(values) != rank:
+        raise ArgumentsError(
+            location=user_location(),
+            name="neighborhood",
+            detail=f"expected one value or {rank}, one an axis, got {len(values)}",
+            fix="give window, stride, dilation and is_causal as many values as grid=... has axes",
+        )
     return values
 
 

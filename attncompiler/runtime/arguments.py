@@ -46,7 +46,8 @@ def split_arguments(
             raise errors.UnknownArgumentError(
                 variant=name,
                 name=key,
-                known=errors.listed(key, known) or "only q, k, v, q_start, scale and return_stats",
+                known=errors.listed(key, known)
+                or "only q, k, v, q_start, scale, sparsity and return_stats",
             )
     return values, found
 

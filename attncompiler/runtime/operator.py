@@ -267,10 +267,11 @@ class Operator:
         lines = () if tile_map is None else chapter(tile_map, tile, batch=batch, head=head)
         return explain(self.compilation, lines)
 
+    @shows_call
     def tile_map(
         self,
         lengths: int | tuple[int, int],
-        tile: tuple[int, int] = (64, 64),
+        tile: int | tuple[int, int] = 64,
         *,
         batch: int = 1,
         heads: int = 1,
@@ -280,9 +281,10 @@ class Operator:
     ) -> TileMap:
         """Which tiles of the mask are empty, partly allowed and full; exact, and in time and memory O(tiles).
 
-        ``lengths`` are M and N (one number: both), ``tile`` the queries and keys of a tile; ``groups`` is G, ``heads``
-        unless given. ``arguments`` are the tensors that the mask reads and new values of parameters, as at a call;
-        ``prepare`` does not run. All errors of a call that such arguments can have.
+        ``lengths`` are M and N, ``tile`` the queries and keys of a tile (one number: both). ``batch`` and ``heads`` are
+        those of the tensors that the mask reads, ``groups`` is G, ``heads`` unless given. With a layout, tiles are made
+        of tokens in its order. ``arguments`` are the tensors that the mask reads and new values of parameters, as at a
+        call; ``prepare`` does not run. All errors of a call that such arguments can have.
         """
         params, tensors = split_arguments(self.variant, arguments, self._params, self._tensors)
         check_limits(self.variant, self._limits, params)
@@ -290,7 +292,7 @@ class Operator:
             self._kernels,
             (params, tensors),
             (lengths, lengths) if isinstance(lengths, int) else lengths,
-            tile,
+            (tile, tile) if isinstance(tile, int) else tile,
             (batch, heads, heads if groups is None else groups),
             q_start,
         )

@@ -22,8 +22,8 @@ class BlockSparse:
 
     ``indices`` is an int tensor ``[1 or B, 1, G or H, blocks of queries, most]``, ``counts`` is without the last axis:
     the first ``counts`` entries of a list name different blocks of keys, the rest is not looked at. ``block`` says how
-    many queries and keys a block has; the last blocks of a call may be cut off. Leading axes may be left out, and an extent
-    of G instead of H gives one list to all heads of a group.
+    many queries and keys a block has; the last blocks of a call may be cut off. Leading axes may be left out, and an
+    extent of G instead of H gives one list to all heads of a group.
 
     Blocks count the rows of the call, wherever ``q_start`` lies, and keys from 0. A pair is attended when its block is
     listed and the variant's mask allows it. Lists are checked at the call, in time linear in the number of blocks.

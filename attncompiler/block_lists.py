@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ _WHOLE = 1 << 30  # the block size of torch's mask that stands for none
 _MOST_ANSWERS, _MOST_BLOCKS = 64, 1 << 18
 _BATCH_AXES: tuple[Axis, Axis] = ("b", "h")
 _LENGTH_AXES: tuple[Axis, Axis] = ("q", "k")
+Content: TypeAlias = "Tensor | tuple[ref[torch.UntypedStorage], int, int] | None"
 _LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
 
 
@@ -160,7 +161,7 @@ class _Seen:
     """The lists a table was computed from, and what tells whether they still hold the same numbers."""
 
     tensors: tuple[Tensor | None, ...]
-    contents: tuple[int | Tensor | None, ...]
+    contents: tuple[Content, ...]
     form: tuple[object, ...]
 
     @classmethod
@@ -190,11 +191,14 @@ class _Seen:
         )
 
 
-def content_of(x: Tensor | None) -> int | Tensor | None:
-    """What tells a change: the counter of in-place changes; a copy for tensors of inference mode, which have none."""
+def content_of(x: Tensor | None) -> Content:
+    """What tells a change: the memory and the counter of in-place changes; a copy for tensors of inference mode.
+
+    Those have no counter. ``x.data = y`` changes the memory alone.
+    """
     if x is None:
         return None
-    return x.clone() if x.is_inference() else x._version
+    return x.clone() if x.is_inference() else (ref(x.untyped_storage()), x.data_ptr(), x._version)
 
 
 def _misfit(detail: str, fix: str) -> errors.ShapeError:

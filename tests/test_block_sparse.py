@@ -237,6 +237,19 @@ def test_changes_of_lists_are_seen(inference: bool) -> None:
             check()
 
 
+def test_lists_may_get_other_memory() -> None:
+    """``x.data = y`` is no change in place."""
+    q, k, v = inputs(130, 140)
+    lists, others = (
+        BlockSparse(torch.tensor([[0], [1], [row]]), torch.tensor([1, 1, 1]), (64, 64))
+        for row in (0, 2)
+    )
+    OPERATORS[Plain](q, k, v, sparsity=lists)
+    wanted = OPERATORS[Plain](q, k, v, sparsity=others)
+    lists.indices.data = others.indices.clone()
+    torch.testing.assert_close(OPERATORS[Plain](q, k, v, sparsity=lists), wanted)
+
+
 def test_modules_autocast_and_flex_attention_take_lists() -> None:
     q, k, v = inputs(129, 257)
     lists = random_lists((B, H), (64, 64), 129, 257, 0.5)

@@ -327,6 +327,8 @@ class _Counting:
         ({"lengths": (64, 64), "ids": torch.zeros(64)}, AttnCompilerError),
         ({"lengths": (64, 64), "ids": torch.zeros(64, dtype=torch.int64, device="meta")}, AttnCompilerError),
         ({"lengths": (-1, 64), "ids": torch.zeros(64, dtype=torch.int64)}, ArgumentsError),
+        ({"lengths": (64,), "ids": torch.zeros(64, dtype=torch.int64)}, ArgumentsError),
+        ({"lengths": 64, "tile": (8, 8, 8), "ids": torch.zeros(64, dtype=torch.int64)}, ArgumentsError),
         ({"lengths": 64, "tile": (0, 64), "ids": torch.zeros(64, dtype=torch.int64)}, ArgumentsError),
         ({"lengths": 64, "heads": 3, "groups": 2, "ids": torch.zeros(64, dtype=torch.int64)}, ArgumentsError),
         ({"lengths": 64, "q_start": 2**30, "ids": torch.zeros(64, dtype=torch.int64)}, ArgumentsError),
@@ -348,6 +350,24 @@ def test_large_tensors_are_not_kept_alive() -> None:
     assert seen() is None
     pairs = torch.ones(1100, 1100, dtype=torch.bool)  # perhaps in the same memory
     torch.testing.assert_close(op(q, k, v, pairs=pairs), torch.softmax(q @ k.mT / 8**0.5, -1) @ v)
+
+
+def test_large_tensors_may_get_other_memory() -> None:
+    """``x.data = y`` is no change in place, and memory that was given back may come again at its old address."""
+    op = operator("pairs")
+    q, k, v = (torch.randn(1, 1, 1100, 8) for _ in range(3))
+    first = torch.zeros(1100, 1100, dtype=torch.bool)
+    pairs = torch.empty(0, dtype=torch.bool)
+    pairs.data = first
+    address, version = pairs.data_ptr(), pairs._version
+    assert not op(q, k, v, pairs=pairs).any()
+    (entry,) = op._kernels.planner("float32", {"pairs": "bool"}).entries[:1]
+    (content,) = entry.contents
+    assert content.same(pairs)
+    other = torch.frombuffer(memoryview(first.numpy()).cast("B"), dtype=torch.bool).view(1100, 1100)
+    pairs.data = other
+    assert (pairs.data_ptr(), pairs._version) == (address, version)
+    assert not content.same(pairs)
 
 
 @pytest.mark.parametrize("length", [8, 300])

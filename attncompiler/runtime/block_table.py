@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attncompiler import errors
-from attncompiler.block_lists import content_of
+from attncompiler.block_lists import Content, content_of
 from attncompiler.block_sparse import BlockSparse
 from attncompiler.declarations import Tensor as Declared
 from attncompiler.frontend import Trace, definition_of
@@ -118,11 +118,11 @@ def _check_shape(counts: Tensor, rows_of_block: int, sizes: Sequence[int]) -> No
 class _Known:
     """A table, and what tells whether it still says what the lists say."""
 
-    contents: tuple[int | Tensor | None, ...]
+    contents: tuple[Content, ...]
     columns: int
     table: Tensor
 
-    def holds(self, contents: tuple[int | Tensor | None, ...], columns: int) -> bool:
+    def holds(self, contents: tuple[Content, ...], columns: int) -> bool:
         return self.columns == columns and all(
             torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
             for a, b in zip(self.contents, contents, strict=True)

@@ -57,6 +57,10 @@ def map_tiles(
 
 
 def _check(name: str, numbers: tuple[int, ...], least: int, most: int) -> None:
+    if name in ("lengths", "tile") and (not isinstance(numbers, tuple | list) or len(numbers) != 2):
+        raise ArgumentsError(
+            name="tile_map", detail=f"{name} is {numbers!r}", fix="give one whole number, or two"
+        )
     for number in numbers:
         if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
             raise ArgumentsError(

@@ -129,6 +129,9 @@ class _Content:
 
     copy: Tensor | None
     owner: ref[Tensor]
+    memory: ref[
+        torch.UntypedStorage
+    ]  # ``x.data = y`` gives a tensor other memory, later perhaps the same address
     pointer: int
     version: int | None
 
@@ -136,7 +139,8 @@ class _Content:
     def of(cls, x: Tensor) -> _Content:
         small = x.numel() * x.itemsize <= _COMPARED_BYTES
         version = None if x.is_inference() else x._version
-        return cls(x.detach().clone() if small else None, ref(_owner(x)), x.data_ptr(), version)
+        copy, memory = x.detach().clone() if small else None, ref(x.untyped_storage())
+        return cls(copy, ref(_owner(x)), memory, x.data_ptr(), version)
 
     def same(self, x: Tensor) -> bool:
         if self.copy is not None:
@@ -145,6 +149,7 @@ class _Content:
             self.version is not None
             and not x.is_inference()
             and self.owner() is _owner(x)
+            and self.memory() is x.untyped_storage()
             and (self.pointer, self.version) == (x.data_ptr(), x._version)
         )
 

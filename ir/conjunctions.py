@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import product
 
-from attncompiler.ir.expr import Call, Const, Expr, Index, Load, Local, kind_of
+from attncompiler.ir.expr import Call, Const, Expr, Index, Load, Local, Param, Size, kind_of
 from attncompiler.ir.intervals import Box, Form, Range, bounds, corner_bounds
 from attncompiler.ir.linear import Linear, is_coarse, is_uniform, linear, to_expression, total
 from attncompiler.ir.passes.canonicalize import make
@@ -22,6 +22,7 @@ Conjunction = tuple[Literal, ...]
 
 _MIRRORED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 _MOST_VARYING = 3
+_ROOM = 1 << 62
 _LOWER, _UPPER, _STRICT = frozenset(("ge", "gt", "eq")), frozenset(("le", "lt", "eq")), ("gt", "lt")
 
 
@@ -80,7 +81,29 @@ def conjunction(literals: Conjunction, box: Box) -> Expr:
         element = _some_element(expr, inner, (lambda e: e) if truth else partial(make, "not"))
         conditions += element or [_float_comparison(expr, truth, inner)]
     true: Expr = Const(True)
-    return reduce(partial(make, "and"), dict.fromkeys(conditions), true)
+    known = reduce(partial(make, "and"), dict.fromkeys(conditions), true)
+    # Where a limit could overflow although the user's formula does not, nothing is known.
+    huge = [_may_overflow(c.limit) for cs in groups.values() for c in cs]
+    return reduce(partial(make, "or"), dict.fromkeys(huge), known)
+
+
+def _may_overflow(limit: Expr) -> Expr:
+    """Whether run-time numbers are so large that a limit made of several may leave 64 bits."""
+    form = linear(limit)
+    atoms = {a: c for a, c in form.terms.items() if not _is_bounded(a)}
+    huge: Expr = Const(False)
+    if not atoms or (len(form.terms) == 1 and not form.constant and set(atoms.values()) <= {1, -1}):
+        return huge
+    most = _ROOM // (sum(map(abs, form.terms.values())) + 1)
+    for atom in atoms:
+        huge = make("or", huge, make("ge", atom, Const(most)))
+        huge = make("or", huge, make("le", atom, Const(-most)))
+    return huge
+
+
+def _is_bounded(atom: Expr) -> bool:
+    """Whether a number is a length, a position or a count of heads."""
+    return isinstance(atom, (Size, Index)) or atom is Param("q_start", "int")
 
 
 def _file(constraint: _Constraint, groups: dict[Form, list[_Constraint]]) -> None:

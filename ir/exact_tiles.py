@@ -154,11 +154,12 @@ class _Question:
         return make("and", interval, make("or", make("not", small), own)), ""
 
     def _proved(self, interval: Expr, exact: islpy.Set) -> bool:
-        """Whether all boxes that pass the condition are in the set; no when that takes long."""
+        """Whether all boxes that pass the condition are in the set, for bearable numbers; no when that takes long."""
         if self.boxes.universe.tested is not None:
             return False
         try:
-            inside = self._limited(lambda: self.boxes.where(interval) & self.given)
+            bearable = make("and", interval, self.small())
+            inside = self._limited(lambda: self.boxes.where(bearable) & self.given)
             return self._limited(lambda: bool(inside.is_subset(exact)))
         except RefusalError:
             return False

@@ -14,7 +14,9 @@ import jinja2
 from attncompiler.backends.triton_context import ForwardContext
 from attncompiler.backends.triton_forward import ForwardPrinter
 from attncompiler.backends.triton_math import math_for
+from attncompiler.backends.triton_plan import PlanContext, PlanPrinter
 from attncompiler.ir.kernel import Kernel
+from attncompiler.ir.tile_plan import TilePlan
 
 
 def render(
@@ -25,7 +27,12 @@ def render(
     return _filled("forward.py.j2", context)
 
 
-def _filled(name: str, context: ForwardContext) -> str:
+def render_plan(plan: TilePlan, dtypes: Sequence[str], title: str, definition: str) -> str:
+    """The Triton source of the planning kernel of a mask; ``dtypes`` are those of the tensors that it reads."""
+    return _filled("plan.py.j2", PlanPrinter(plan, dtypes).context(title, definition))
+
+
+def _filled(name: str, context: ForwardContext | PlanContext) -> str:
     template = _environment().get_template(name)
     fields = {f.name: getattr(context, f.name) for f in dataclasses.fields(context)}
     return template.render(**fields, math=math_for(template.render(**fields, math="")))

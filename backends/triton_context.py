@@ -109,4 +109,5 @@ class ForwardContext:
     finish: FinishText
     stats: list[str]
     masked: bool
+    reversed: bool
     runs: RunsText | None

@@ -24,10 +24,14 @@ from attncompiler.backends.triton_loops import (
     bounded,
     reads,
 )
-from attncompiler.ir.expr import Dot, Expr, Score, Stat, walk
+from attncompiler.ir.expr import Dot, Expr, Param, Score, Stat, walk
 from attncompiler.ir.kernel import Kernel, KernelPass, Sweep
 from attncompiler.ir.passes.lower import flatten_loads
+from attncompiler.ir.spans import Span
 from attncompiler.ir.tile_runs import tile_runs
+
+# What is known in a block and is neither an argument of the variant nor a local.
+_BLOCK = ("i_q", "i_h", "i_g", "i_b", "q_start", "B", "H", "G", "M")
 
 
 class ForwardPrinter(LoopPrinter):
@@ -61,6 +65,7 @@ class ForwardPrinter(LoopPrinter):
             finish=self.finish_text(),
             stats=[f"s_{identifier(s.name)}" for s in kernel.plan.stats],
             masked=masked,
+            reversed=runs is not None and any(map(_grows, runs.allowed)),
             runs=None
             if runs is None
             else self.runs(runs.mapped(lambda e: flatten_loads(e, declared))),
@@ -95,7 +100,7 @@ class ForwardPrinter(LoopPrinter):
             for s in kernel_pass.sweeps
             for u in s.stats
         ]
-        state += [(f"acc_{identifier(w.accumulator)}", "") for w in kernel_pass.weights]
+        state += [(identifier(w.accumulator), "") for w in kernel_pass.weights]
         before = [
             f"s_{identifier(s.name)}" for s in self.kernel.plan.stats if s.pass_ < number
         ]
@@ -111,19 +116,9 @@ class ForwardPrinter(LoopPrinter):
             mask=mask,
             tracks_seen=bool(masks) and number == 0,
             sweeps=sweeps,
-            passed=reads([*self._arguments(), *known, *before], texts),
+            passed=reads([*_BLOCK, *self.arguments(self.kernel.params, self.kernel.tensors), *known, *before], texts),
             state=state,
         )
-
-    def _arguments(self) -> list[str]:
-        """The names of a block that expressions may mention, except for locals and statistics."""
-        names = ["i_q", "i_h", "i_g", "i_b", "q_start", "B", "H", "G", "M"]
-        names += [name for _, name in self.params(self.kernel.params)]
-        for t in self.tensors(self.kernel.tensors):
-            names.append(t.name)
-            for axis in range(t.rank):
-                names += [f"{t.name}_stride{axis}", f"{t.name}_extent{axis}"]
-        return names
 
     def sweep_text(self, number: int, sweep: Sweep, kernel_pass: KernelPass) -> SweepText:
         """One sweep of a pass."""
@@ -151,7 +146,7 @@ class ForwardPrinter(LoopPrinter):
         ]
         weights = [
             WeightText(
-                f"acc_{identifier(w.accumulator)}",
+                identifier(w.accumulator),
                 self.spread(printer(w.body), ROW | KEY),
                 factor(w.factor),
                 w.body in kernel_pass.nonpositive or bounded(w.body),
@@ -168,7 +163,7 @@ class ForwardPrinter(LoopPrinter):
         wide = ROW | FEATURE
         return FinishText(
             rows=rows,
-            coefficients=[(f"acc_{identifier(n)}", self.row(e)) for n, e in finish.coefficients],
+            coefficients=[(identifier(n), self.row(e)) for n, e in finish.coefficients],
             kept=kept,
             reductions=[
                 ReductionText(
@@ -181,6 +176,12 @@ class ForwardPrinter(LoopPrinter):
             ],
             output=self.spread(self.printer()(finish.output), wide),
         )
+
+
+def _grows(span: Span) -> bool:
+    """Whether later queries see more keys of a span."""
+    begins, ends = ({n.name for n in walk(e) if isinstance(n, Param)} for e in (span.lo, span.end))
+    return "q_hi" in ends and not begins & {"q_lo", "q_hi"}
 
 
 __all__ = ["ForwardPrinter", "Stat"]

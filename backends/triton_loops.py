@@ -193,6 +193,17 @@ class LoopPrinter:
         """Kinds and names of run-time scalars."""
         return [(p.kind, f"p_{identifier(p.name)}") for p in params]
 
+    def arguments(
+        self, params: Iterable[ParamDecl], tensors: Iterable[TensorDecl]
+    ) -> list[str]:
+        """The names of all arguments that formulas read."""
+        names = [name for _, name in self.params(params)]
+        for t in self.tensors(tensors):
+            names.append(t.name)
+            for axis in range(t.rank):
+                names += [f"{t.name}_stride{axis}", f"{t.name}_extent{axis}"]
+        return names
+
     def runs(self, runs: TileRuns) -> RunsText:
         """The spans of a walk."""
 

@@ -182,14 +182,18 @@ class Kernels:
             regenerate=self._command(spec),
         )
 
-    # -- inside ------------------------------------------------------------------------------------------------
-
-    def _command(self, spec: Specialization, flag: str = "") -> str:
+    def command(self, options: str) -> str:
+        """What prints a source again."""
         if self.compilation.trace.origin:
             return self.compilation.trace.origin
         cls = type(self.compilation.trace.variant)
+        return f"attncompiler build {_file_of(cls)} --name {cls.__name__} {options}"
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _command(self, spec: Specialization, flag: str = "") -> str:
         options = f"--dtype {spec.dtype} --head-dim {spec.head_dim} --value-dim {spec.value_dim}"
-        return f"attncompiler build {_file_of(cls)} --name {cls.__name__} {options}{flag}"
+        return self.command(f"{options}{flag}")
 
     def _built(self, suffix: str, print_source: Callable[[], str]) -> BuiltKernel:
         clock = time.perf_counter()

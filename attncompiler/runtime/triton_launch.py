@@ -33,7 +33,7 @@ class Tiling:
 class Signature:
     """What a forward kernel takes beside q, k, v: numbers, tensors with their ranks, statistics that it can give.
 
-    ``masked``: not every pair is allowed. ``runs``: the kernel finds the tiles of its walks by itself.
+    Numbers have the variant's name and that of the argument. ``masked``: not every pair is allowed. ``runs``: the kernel finds the tiles of its walks by itself.
     """
 
     params: tuple[tuple[str, str], ...]
@@ -42,6 +42,17 @@ class Signature:
     kept: int
     masked: bool
     runs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSignature:
+    """What a planning kernel takes; whether batches and heads differ; whether it may decide tiles pair by pair."""
+
+    params: tuple[tuple[str, str], ...]
+    tensors: tuple[tuple[str, int], ...]
+    by_batch: bool
+    by_head: bool
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,10 +54,10 @@ class DtypeError(AttnCompilerError):
 
 
 class DeviceError(AttnCompilerError):
-    """A tensor on a device the backend does not run on."""
+    """A tensor on a device the backend does not run on, or on another one than q."""
 
-    message = "{name} is on {device}, the cpp backend runs on the CPU"
-    advice = "move it: {name}.cpu()"
+    message = "{name} is on {device}, {why}"
+    advice = "move it: {fix}"
 
 
 class LayoutError(AttnCompilerError):

@@ -31,11 +31,13 @@ from attncompiler.runtime.call_checks import (
     check_storage,
     check_tensors,
     check_transforms,
+    sizes_of,
     within_positions,
 )
+from attncompiler.runtime.engines import Engines
 from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.kernels import BuiltKernel, Kernels
-from attncompiler.runtime.launch import Launcher, is_plain, sizes_of
+from attncompiler.runtime.launch import is_plain
 from attncompiler.runtime.module import AttentionModule
 from attncompiler.runtime.planning import map_tiles
 from attncompiler.runtime.registration import register
@@ -66,13 +68,13 @@ class Operator:
     autocast q, k and v are cast as for ``scaled_dot_product_attention``; declared tensors keep their type.
     """
 
-    def __init__(self, compilation: Compilation) -> None:
+    def __init__(self, compilation: Compilation, backend: str = "auto") -> None:
         self.compilation = compilation
         self.variant = compilation.trace.variant
         self.name = compilation.plan.program.name
         self._kernels = Kernels(compilation)
-        self._launch = Launcher(self._kernels)
-        self._registered = register(self._kernels)
+        self._engines = Engines(self._kernels, backend)
+        self._registered = register(self._engines)
         self._prepares = getattr(self.variant, "prepare", None) is not None
         self._prepare_wants = wanted_by(self.variant.prepare) if self._prepares else ()  # type: ignore[attr-defined]
         # A call reads these often; under torch.compile each is a guard less than a look into the compilation.
@@ -100,7 +102,7 @@ class Operator:
         """Pickle and copy the variant; loaded kernels belong to a process, which finds them in the cache again."""
         from attncompiler.compiler import compile as compile_variant
 
-        return compile_variant, (self.variant, "cpp")
+        return compile_variant, (self.variant, self._engines.backend)
 
     @shows_call
     def __call__(
@@ -147,7 +149,7 @@ class Operator:
             scale = self._default_scale
         if self._arrangement is not None:
             q, k, v, captured = self._arrangement.inputs(q, k, v, captured, q_start)
-        if torch.is_autocast_enabled("cpu"):
+        if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
             q, k, v = _autocast(q), _autocast(k), _autocast(v)
         run = self
         if sparsity is not None:
@@ -163,7 +165,7 @@ class Operator:
             numbers = [known[n] for n in run._scalars]
         kept: Tensor | None
         if not torch.compiler.is_compiling() and is_plain((q, k, v, *captured)):
-            out, kept, _, _ = run._launch(
+            out, kept, _, _ = run._engines.of(q).forward(
                 q, k, v, captured, q_start, _scale(scale, q), numbers, return_stats
             )
         else:
@@ -193,10 +195,12 @@ class Operator:
             for name, x in tensors.items():
                 check_transforms(name, x)
                 if x is not None or name in "qkv":
-                    check_storage(name, x)
+                    check_storage(name, x, None if name == "q" else q.device)
             if any(x is None for x in captured) or not within_positions(q_start):
                 check_inputs(q, k, v, q_start)
-                check_tensors(self.name, self._kernels.kernel.tensors, captured, sizes_of(q, v))
+                check_tensors(
+                    self.name, self._kernels.kernel.tensors, captured, sizes_of(q, v), q.device
+                )
         train = torch.is_grad_enabled() and any(
             x is not None and x.requires_grad for x in tensors.values()
         )
@@ -347,7 +351,7 @@ def _compile_listed(number: int, rows: int, columns: int, batch: bool, heads: He
     name = f"blocks_{rows}_{columns}_{'b' if batch else ''}{heads}"
     if not hasattr(operator._listed, name):
         trace, table = restricted(operator.compilation.trace, Form((rows, columns), batch, heads))
-        made = Operator(compile_levels(trace))
+        made = Operator(compile_levels(trace), operator._engines.backend)
         made._table = table
         setattr(operator._listed, name, made)
     return name
@@ -368,5 +372,5 @@ def _scale(given: float | None, q: Tensor) -> float:
 def _autocast(x: Tensor) -> Tensor:
     """As ``scaled_dot_product_attention``: float64 stays, other floating tensors take autocast's type."""
     if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype("cpu"))
+        return x.to(torch.get_autocast_dtype(x.device.type))
     return x

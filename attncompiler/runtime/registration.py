@@ -26,10 +26,10 @@ from torch import Tensor
 
 from attncompiler.ir.printer import print_program
 from attncompiler.runtime.cache import content_key
-from attncompiler.runtime.call_checks import check_inputs, check_tensors
+from attncompiler.runtime.call_checks import check_inputs, check_tensors, sizes_of
+from attncompiler.runtime.engines import Engines
 from attncompiler.runtime.errors import DoubleBackwardError
 from attncompiler.runtime.kernels import Kernels, real_of
-from attncompiler.runtime.launch import Launcher, launch_backward, sizes_of
 
 _NAMESPACE = "attncompiler"
 LIBRARY: Any = cast(Any, torch.library.Library)(_NAMESPACE, "FRAGMENT")
@@ -51,8 +51,9 @@ _registered: dict[str, Registered] = {}
 _programs: dict[str, _Program] = {}
 
 
-def register(kernels: Kernels) -> Registered:
+def register(engines: Engines) -> Registered:
     """The ops of a compilation. A program has one pair in a process; its newest compilation runs them."""
+    kernels = engines.kernels
     tensors = "".join(f"Tensor tensor_{t.name}, " for t in kernels.kernel.tensors)
     params = "".join(f"{_SCHEMA_TYPES[p.kind]} param_{p.name}, " for p in kernels.kernel.params)
     call = f"Tensor q, Tensor k, Tensor v, {tensors}SymInt q_start, float scale, {params}"
@@ -64,9 +65,12 @@ def register(kernels: Kernels) -> Registered:
         f"Tensor grad_{n}" for n in ("q", "k", "v", *(f"tensor_{n}" for n in floats))
     )
     backward = f"(Tensor grad, Tensor? grad_kept, {call}Tensor saved, Tensor value, bool[] wanted) -> ({gradients})"
-    digest = content_key(print_program(kernels.compilation.plan.program), forward)[:12]
+    parts = (print_program(kernels.compilation.plan.program), forward)
+    if engines.backend == "triton":  # on the CPU it is another program: an interpreted one
+        parts += ("triton",)
+    digest = content_key(*parts)[:12]
     name = f"{re.sub('[^a-zA-Z0-9_]', '_', kernels.name)}_{digest}"
-    _programs[name] = _Program(kernels, name)
+    _programs[name] = _Program(engines, name)
     if name not in _registered:
         _registered[name] = _define(name, forward, backward)
     return _registered[name]
@@ -76,8 +80,9 @@ def _define(name: str, forward: str, backward: str) -> Registered:
     back = f"{name}_backward"
     LIBRARY.define(name + forward, tags=_TAGS)
     LIBRARY.define(back + backward, tags=_TAGS)
-    LIBRARY.impl(name, lambda *a: _programs[name].forward(*a), "CPU")
-    LIBRARY.impl(back, lambda *a: _programs[name].backward(*a), "CPU")
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(name, lambda *a: _programs[name].forward(*a), device)
+        LIBRARY.impl(back, lambda *a: _programs[name].backward(*a), device)
 
     def register(op: str, fake: Any, gradient: Any, setup_context: Any) -> None:
         qualified = f"{_NAMESPACE}::{op}"
@@ -118,16 +123,18 @@ class _Call:
         """Raise what a call of the operator would; for fake tensors, whose sizes may be symbols."""
         check_inputs(self.q, self.k, self.v, self.q_start)
         sizes = sizes_of(self.q, self.v)
-        check_tensors(kernels.name, kernels.kernel.tensors, self.captured, sizes)
+        check_tensors(
+            kernels.name, kernels.kernel.tensors, self.captured, sizes, self.q.device
+        )
 
 
 class _Program:
     """What the ops of one program do."""
 
-    def __init__(self, kernels: Kernels, name: str) -> None:
-        self.kernels = kernels
+    def __init__(self, engines: Engines, name: str) -> None:
+        self.engines = engines
+        self.kernels = kernels = engines.kernels
         self.name = name
-        self.launch = Launcher(kernels)
         self.tensors = len(kernels.kernel.tensors)
         self.floats = [i for i, t in enumerate(kernels.kernel.tensors) if t.kind == "float"]
 
@@ -145,7 +152,7 @@ class _Program:
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         call, (stats, train) = self._call(arguments)
-        out, *rest = self.launch(
+        out, *rest = self.engines.of(call.q).forward(
             call.q,
             call.k,
             call.v,
@@ -231,8 +238,7 @@ class _Program:
         kernel = self.kernels.kernel
         captured = dict(zip((t.name for t in kernel.tensors), call.captured, strict=True))
         floats = [kernel.tensors[i].name for i in self.floats]
-        found = launch_backward(
-            self.kernels,
+        found = self.engines.of(call.q).backward(
             (call.q, call.k, call.v),
             grad,
             {} if grad_kept is None else dict(zip(self.kernels.kept, grad_kept, strict=True)),

@@ -31,7 +31,7 @@ from attncompiler.ir.spans import Span
 from attncompiler.ir.tile_runs import tile_runs
 
 # What is known in a block and is neither an argument of the variant nor a local.
-_BLOCK = ("i_q", "i_h", "i_g", "i_b", "q_start", "B", "H", "G", "M")
+BLOCK_NAMES = ("i_q", "i_h", "i_g", "i_b", "q_start", "B", "H", "G", "M")
 
 
 class ForwardPrinter(LoopPrinter):
@@ -65,7 +65,7 @@ class ForwardPrinter(LoopPrinter):
             finish=self.finish_text(),
             stats=[f"s_{identifier(s.name)}" for s in kernel.plan.stats],
             masked=masked,
-            reversed=runs is not None and any(map(_grows, runs.allowed)),
+            reversed=runs is not None and any(map(grows, runs.allowed)),
             runs=None
             if runs is None
             else self.runs(runs.mapped(lambda e: flatten_loads(e, declared))),
@@ -116,7 +116,7 @@ class ForwardPrinter(LoopPrinter):
             mask=mask,
             tracks_seen=bool(masks) and number == 0,
             sweeps=sweeps,
-            passed=reads([*_BLOCK, *self.arguments(self.kernel.params, self.kernel.tensors), *known, *before], texts),
+            passed=reads([*BLOCK_NAMES, *self.arguments(self.kernel.params, self.kernel.tensors), *known, *before], texts),
             state=state,
         )
 
@@ -178,7 +178,7 @@ class ForwardPrinter(LoopPrinter):
         )
 
 
-def _grows(span: Span) -> bool:
+def grows(span: Span) -> bool:
     """Whether later queries see more keys of a span."""
     begins, ends = ({n.name for n in walk(e) if isinstance(n, Param)} for e in (span.lo, span.end))
     return "q_hi" in ends and not begins & {"q_lo", "q_hi"}

@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from attncompiler.backends.names import tensor_name
+from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     LARGEST_POSITION,
@@ -18,7 +20,9 @@ from attncompiler.runtime.call_checks import (
 )
 from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.kernels import Kernels
+from attncompiler.runtime.launch import check_backward
 from attncompiler.runtime.tile_tables import Sizes, readable
+from attncompiler.runtime.triton_backward import run_backward
 from attncompiler.runtime.triton_launch import TileLists, Tiling, run_forward, width_of
 from attncompiler.runtime.triton_planner import Planner
 from attncompiler.runtime.triton_sources import TritonSources
@@ -100,6 +104,76 @@ class TritonEngine:
         )
         return out, kept, saved, value
 
+    def backward(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        grad: Tensor,
+        kept_grads: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
+        *,
+        q_start: int,
+        scale: float,
+        params: Mapping[str, float],
+        saved: Mapping[str, Tensor],
+        value: Tensor,
+        wants: tuple[bool, bool, bool],
+        wanted: frozenset[str],
+    ) -> Gradients:
+        """The gradients; see ``Launcher.backward``."""
+        kernels = self.kernels
+        q, k, v = inputs
+        types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
+        read = tuple(types_of[t.name] for t in kernels.loops(wanted).tensors)
+        tensors = {name: readable(x) for name, x in tensors.items()}
+        tilings = (self.tiling or default_tiling(q, v),) * 2
+        planner, lists = self._planner(types_of), (None, None)
+        if planner is not None:
+            signature = self.sources.signature
+            sizes = Sizes.of(q, k)
+            lists = tuple(
+                planner.lists(
+                    q.device,
+                    sizes,
+                    q_start,
+                    {argument: params[name] for name, argument in signature.params},
+                    {tensor_name(n): x for n, x in tensors.items()},
+                    (tiling.block_m, tiling.block_n),
+                    transposed=transposed,
+                )
+                for tiling, transposed in zip(tilings, (False, True), strict=True)
+            )
+        found = run_backward(
+            self.sources.backward(wanted, read),
+            self.sources.backward_signature(wanted),
+            tilings,
+            q,
+            k,
+            v,
+            grad if grad.stride(3) == 1 or grad.shape[3] == 1 else grad.contiguous(),
+            value=value.contiguous() if kernels.gradient.reads_value else None,
+            saved={n: x.contiguous() for n, x in saved.items()},
+            kept_grads={n: x.contiguous() for n, x in kept_grads.items()},
+            tensors=tensors,
+            params=params,
+            q_start=q_start,
+            scale=scale * self._factor,
+            lists=lists,
+        )
+        kept = (x if wanted_ else None for x, wanted_ in zip((found.q, found.k, found.v), wants, strict=True))
+        return Gradients(*kept, found.tensors)
+
+    def _planner(self, types_of: Mapping[str, str]) -> Planner | None:
+        """What lists the tiles of calls with captured tensors of these types; None where kernels find them."""
+        signature = self.sources.signature
+        if not signature.masked or signature.runs:
+            return None
+        read = tuple(types_of[t.name] for t in self.kernels.compilation.tile_plan.tensors)
+        planner = self._planners.get(read)
+        if planner is None:
+            planner = Planner(self.sources.plan(read), self.sources.plan_signature)
+            self._planners[read] = planner
+        return planner
+
     def _lists(
         self,
         site: Site,
@@ -151,16 +225,6 @@ class TritonEngine:
             )
         tensors = self.kernels.kernel.tensors
         types = check_tensors(self.kernels.name, tensors, captured, sizes_of(q, v), q.device)
-        signature = self.sources.signature
-        planner = None
-        if signature.masked and not signature.runs:
-            plan = self.kernels.compilation.tile_plan
-            by_name = dict(zip((t.name for t in tensors), types, strict=True))
-            read = tuple(by_name[t.name] for t in plan.tensors)
-            planner = self._planners.get(read)
-            if planner is None:
-                planner = Planner(self.sources.plan(read), self.sources.plan_signature)
-                self._planners[read] = planner
         return Site(
             self.sources.forward(types),
             self.tiling or default_tiling(q, v),
@@ -168,7 +232,7 @@ class TritonEngine:
             LARGEST_POSITION - q.shape[2],
             any(x.numel() == 0 for x in captured),
             Sizes.of(q, k),
-            planner,
+            self._planner(dict(zip((t.name for t in tensors), types, strict=True))),
         )
 
 

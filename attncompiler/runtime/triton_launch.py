@@ -90,6 +90,15 @@ def precision_of(dtype: torch.dtype, allow_tf32: bool) -> str:
     return "tf32" if allow_tf32 or dtype != torch.float32 else "ieee"
 
 
+def strides(**tensors: Tensor) -> dict[str, int]:
+    """The strides of tensors [batch, heads, length, features], by the names of a kernel's arguments."""
+    return {
+        f"stride_{name}{axis}": stride
+        for name, x in tensors.items()
+        for axis, stride in zip("bhn" if name in "kv" else "bhm", x.stride()[:3], strict=True)
+    }
+
+
 def is_long(tensors: Sequence[Tensor]) -> bool:
     """Whether an offset inside a head or a captured tensor may not fit 32 bits."""
     return any(
@@ -143,8 +152,7 @@ def run_forward(
         "q_pointer": q, "k_pointer": k, "v_pointer": v, "out_pointer": out,
         "kept_pointer": kept, "value_pointer": value,
         **{f"save_{name}": saved.get(name) for name in signature.stats},
-        **{f"stride_{x}{a}": s for x, y in (("q", q), ("k", k), ("v", v), ("o", out))
-           for a, s in zip("bhn" if x in "kv" else "bhm", y.stride(), strict=False)},
+        **strides(q=q, k=k, v=v, o=out),
         "B": batch, "H": heads, "G": groups, "M": queries, "N": keys,
         "q_start": q_start, "scale": scale,
         **{name: x for (_, name), x in zip(signature.params, params, strict=True)},

@@ -21,7 +21,7 @@ from attncompiler.errors import InternalError
 Array = NDArray[Any]
 Method = Callable[..., Any]
 
-_MARK = "_repaired_by_attncompiler"
+_MARK = "_attncompiler_repaired"
 # What this file replaces or calls, by the class (or the module) of the interpreter that has it.
 _EXPECTED = {
     "InterpreterBuilder": (

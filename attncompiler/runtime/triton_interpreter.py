@@ -21,7 +21,7 @@ from attncompiler.errors import InternalError
 Array = NDArray[Any]
 Method = Callable[..., Any]
 
-_MARK = "_repaired_by_attncompiler"
+_MARK = "_attncompiler_repaired"
 # What this file replaces or calls, by the class (or the module) of the interpreter that has it.
 _EXPECTED = {
     "InterpreterBuilder": (
@@ -47,10 +47,10 @@ _EXPECTED = {
 
 
 def is_interpreting() -> bool:
-    """Whether kernels run in the interpreter: as triton has it, or will have it when it is imported."""
+    """Whether kernels run in the interpreter: as triton decided, or will decide, when it is imported."""
     triton = sys.modules.get("triton")
-    if triton is not None and hasattr(triton, "knobs"):
-        return bool(triton.knobs.runtime.interpret)
+    if triton is not None and hasattr(triton, "language"):
+        return not isinstance(triton.language.sum, triton.JITFunction)
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
@@ -123,9 +123,11 @@ def _encoded(values: Array, dtype: Any, plain: np.dtype[Any]) -> Array:
 
 def _repair_floats(interpreter: Any) -> None:
     """bfloat16 and 8-bit floats: conversions (they truncate), arithmetic and products (they use bit patterns)."""
+    import triton.language as tl
+
     builder = interpreter.InterpreterBuilder
     handle, plain = interpreter.TensorHandle, interpreter._get_np_dtype
-    to_float, elementwise = builder.create_fp_to_fp, {}
+    to_float = builder.create_fp_to_fp
 
     def cast_impl(self: Any, source: Any, target: Any) -> Any:
         scalar = target.scalar
@@ -137,18 +139,25 @@ def _repair_floats(interpreter: Any) -> None:
         return to_float(self, source, target, rounding)
 
     def lifted(name: str) -> Method:
-        """An elementwise method that works on numbers where an operand is stored as bit patterns."""
-        original = elementwise[name] = getattr(builder, name)
+        """An elementwise method that works on numbers where an operand is stored as bit patterns.
+
+        A comparison has the type int1: with that of its operands, Triton spreads a scalar one as a number.
+        """
+        original = getattr(builder, name)
 
         def method(self: Any, *operands: Any) -> Any:
             *arguments, operation = operands
             if all(_coded(a.dtype) is None for a in arguments) or operation is np.where:
-                return original(self, *operands)
-            scalar = arguments[-1].dtype.scalar
-            values = operation(*map(_decoded, arguments))
-            if values.dtype != bool:
-                values = _encoded(values, scalar, plain(scalar))
-            return handle(values, scalar)
+                result = original(self, *operands)
+            else:
+                scalar = arguments[-1].dtype.scalar
+                values = operation(*map(_decoded, arguments))
+                if values.dtype != bool:
+                    values = _encoded(values, scalar, plain(scalar))
+                result = handle(values, scalar)
+            if result.data.dtype == bool:
+                result.dtype = tl.int1
+            return result
 
         return method
 
@@ -159,8 +168,6 @@ def _repair_floats(interpreter: Any) -> None:
         return handle(_encoded(product + total, scalar, plain(scalar)), scalar)
 
     def get_bf16(self: Any, value: float) -> Any:
-        import triton.language as tl
-
         values = np.array([value], np.float32)
         return handle(_encoded(values, tl.bfloat16, np.dtype(np.uint16)), tl.bfloat16)
 

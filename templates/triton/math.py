@@ -250,7 +250,7 @@ def hyperbolic_tangent(x):
     p = tl.fma(p, z, -3.33332993e-1)
     near = tl.fma(p * z, x, x)
     far = 1.0 - tl.fdiv(2.0, tl.exp2(tl.abs(x) * 2.88539008) + 1.0)
-    return tl.where(tl.abs(x) < 0.59, near, copy_sign(far, x))
+    return copy_sign(tl.where(tl.abs(x) < 0.59, near, far), x)
 
 
 @triton.jit

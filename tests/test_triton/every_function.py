@@ -22,7 +22,7 @@ def floats(x, y):
     total += math.square_root(x) + math.reciprocal_square_root(x) + math.hyperbolic_tangent(x)
     total += math.sigmoid(x) + math.error_function(x) + math.sine(x) + math.cosine(x)
     total += math.truncate(x) + math.round_half_even(x) + math.divide(x, y)
-    total += math.maximum(x, y) + math.minimum(x, y) + math.fold_max(x, y) + math.fold_min(x, y)
+    total += math.maximum(x, y) + 2.0 * math.minimum(x, y) + math.fold_max(x, y) + math.fold_min(x, y)
     return total
 
 

@@ -7,7 +7,7 @@ for any variant. What an estimate of shared memory or registers rules out is lef
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from attncompiler.backends.gpu_targets import Target
@@ -62,7 +62,7 @@ _FORWARD: dict[Family, dict[int, _Seeds]] = {
     "mma": {
         64: ((128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 2), (64, 32, 4, 2)),
         128: ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 4, 2)),
-        256: ((64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 32, 4, 1)),
+        256: ((64, 32, 8, 2), (64, 64, 8, 2), (32, 32, 4, 2), (16, 32, 4, 1)),
         512: ((32, 16, 8, 2), (32, 16, 8, 1), (16, 16, 8, 1)),
     },
     "mfma": {
@@ -75,13 +75,13 @@ _FORWARD: dict[Family, dict[int, _Seeds]] = {
         64: ((64, 32, 4, 1), (64, 64, 8, 1), (32, 32, 4, 2), (32, 32, 4, 1)),
         128: ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 4, 1), (32, 16, 4, 1)),
         256: ((32, 16, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
-        512: ((16, 16, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
+        512: ((16, 16, 4, 1),),
     },
     "fma": {
         64: ((32, 32, 4, 2), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 4, 2)),
-        128: ((32, 32, 8, 1), (16, 32, 8, 1), (32, 16, 8, 1), (16, 16, 8, 1)),
+        128: ((32, 16, 8, 1), (16, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
         256: ((16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 16, 1)),
-        512: ((16, 16, 8, 1), (16, 32, 16, 1), (16, 16, 16, 1)),
+        512: ((16, 16, 16, 1), (16, 32, 16, 1), (16, 16, 8, 1)),
     },
 }  # fmt: skip
 _ROWS: dict[Family, dict[int, _Seeds]] = {
@@ -112,14 +112,14 @@ _ROWS: dict[Family, dict[int, _Seeds]] = {
     "mfma_float32": {
         64: ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
         128: ((32, 32, 4, 1), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
-        256: ((16, 16, 4, 1), (32, 16, 4, 1), (16, 16, 8, 1)),
-        512: ((16, 16, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
+        256: ((32, 16, 4, 1), (16, 16, 4, 1)),
+        512: ((16, 16, 4, 1),),
     },
     "fma": {
         64: ((64, 32, 8, 1), (32, 32, 4, 2), (32, 32, 8, 1), (16, 16, 4, 1)),
         128: ((32, 32, 8, 1), (32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
         256: ((16, 32, 8, 1), (32, 16, 8, 1), (16, 16, 8, 1)),
-        512: ((16, 16, 8, 1), (16, 16, 4, 1), (16, 16, 16, 1)),
+        512: ((16, 16, 16, 1), (16, 16, 8, 1)),
     },
 }  # fmt: skip
 _COLUMNS: dict[Family, dict[int, _Seeds]] = {
@@ -139,25 +139,25 @@ _COLUMNS: dict[Family, dict[int, _Seeds]] = {
         64: ((32, 128, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2)),
         128: ((32, 64, 8, 2), (16, 128, 8, 2), (16, 64, 4, 2), (16, 32, 4, 1)),
         256: ((16, 32, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        512: ((16, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
+        512: ((16, 16, 8, 1), (16, 16, 4, 1)),
     },
     "mfma": {
         64: ((32, 64, 4, 1), (64, 64, 4, 1), (32, 128, 4, 1), (16, 64, 4, 1), (16, 32, 4, 1)),
         128: ((32, 64, 4, 1), (16, 128, 4, 1), (16, 64, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1)),
         256: ((16, 64, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
-        512: ((16, 16, 4, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+        512: ((16, 16, 4, 1),),
     },
     "mfma_float32": {
         64: ((32, 32, 4, 1), (16, 64, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
-        128: ((16, 32, 4, 1), (32, 32, 4, 1), (16, 16, 8, 1), (16, 16, 4, 1)),
-        256: ((16, 16, 4, 1), (16, 32, 4, 1), (16, 16, 8, 1)),
-        512: ((16, 16, 8, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
+        128: ((16, 32, 4, 1), (32, 32, 4, 1), (16, 64, 4, 1), (16, 16, 4, 1)),
+        256: ((16, 32, 4, 1), (16, 16, 4, 1)),
+        512: ((16, 16, 4, 1),),
     },
     "fma": {
         64: ((32, 32, 8, 1), (32, 64, 8, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
         128: ((32, 16, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
         256: ((16, 16, 8, 1), (16, 32, 8, 1), (16, 16, 16, 1)),
-        512: ((16, 16, 8, 1), (16, 16, 4, 1), (16, 16, 16, 1)),
+        512: ((16, 16, 16, 1), (16, 16, 8, 1)),
     },
 }  # fmt: skip
 
@@ -200,7 +200,7 @@ def shared_estimate(
     resident = m * d if kind == "forward" else owned * (d + v)
     streamed = walked * (d + v)
     if family in ("mfma", "mfma_float32"):
-        elements = max(owned * max(d, v), (stages - 1) * streamed + m * n)
+        elements = max(max(m, n) * max(d, v), (stages - 1) * streamed + m * n)
         return _ELEMENT_BYTES[dtype] * elements
     if family in ("wgmma", "tcgen05"):
         # A row of a score tile takes at least 128 bytes.
@@ -233,7 +233,17 @@ def _configs(
         tiles = _tile_registers(kind, config, target, head_dim, value_dim, accumulators)
         return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
 
-    return (*(config for config in found[:-1] if fits(config)), found[-1])
+    last = found[-1]
+    if shared_estimate(kind, last, target, dtype, head_dim, value_dim) > target.shared_per_block:
+        last = _halved(kind, last)
+    return (*(config for config in found[:-1] if fits(config)), last)
+
+
+def _halved(kind: Kind, config: Config) -> Config:
+    """Half as many rows that stay: where four float32 tiles of 16 wide rows are more than a block's memory."""
+    if kind == "columns":
+        return replace(config, block_n=config.block_n // 2)
+    return replace(config, block_m=config.block_m // 2)
 
 
 def _tile_registers(

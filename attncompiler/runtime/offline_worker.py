@@ -31,6 +31,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
+        answer: dict[str, Any]
         try:
             answer = {"report": compile_one(json.loads(line))}
         except (

@@ -43,7 +43,9 @@ def test_every_head_dimension_has_shapes_that_fit(target: Target, dtype: str) ->
                 assert len(set(found)) == len(found)
                 for config in found:
                     sides = (config.block_m, config.block_n)
-                    assert min(sides) >= 16
+                    # Two float32 rows of 512 a lane leave room for eight of them.
+                    wide = dtype == "float32" and max(dim, value_dim) > 256
+                    assert min(sides) >= (8 if wide else 16)
                     assert all(n & (n - 1) == 0 for n in (*sides, config.num_warps))
                     assert config.num_warps * target.warp_size <= 1024
                     assert config.num_stages >= 1

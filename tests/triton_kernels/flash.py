@@ -66,7 +66,7 @@ def sweep(q, k, v, k_row, v_row, places, keys, low, high, m, l, acc, factor,
         m_new = tl.maximum(m, tl.max(s, 1) * factor)
         p = tl.math.exp2(s * factor - m_new[:, None])
         alpha = tl.math.exp2(m - m_new)
-        l = l * alpha + tl.sum(p, 1)  # noqa: E741
+        l = l * alpha + tl.sum(p, 1)
         acc = acc * alpha[:, None]
         if descriptors:
             v_tile = v_tiles.load([start, 0])
@@ -94,7 +94,7 @@ def forward(q, k, v, out, lse, scale, queries, keys, q_row, k_row, v_row, o_row,
     k += head * k_head
     v += head * v_head
     m = tl.full([block_m], -float("inf"), tl.float32)
-    l = tl.zeros([block_m], tl.float32)  # noqa: E741
+    l = tl.zeros([block_m], tl.float32)
     acc = tl.zeros([block_m, value_padded], tl.float32)
     end = tl.minimum(keys, first + block_m) if causal else keys
     whole = (tl.minimum(first, keys) if causal else keys) // block_n * block_n

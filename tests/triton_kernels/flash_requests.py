@@ -27,10 +27,10 @@ def request(
         source=SOURCE,
         kernel=kernel,
         signature={
-            **{name: f"*{SHORT[dtype]}" for name in own},
-            **{name: "*fp32" for name in statistics},
+            **dict.fromkeys(own, f"*{SHORT[dtype]}"),
+            **dict.fromkeys(statistics, "*fp32"),
             "scale": "fp32",
-            **{name: "i32" for name in NUMBERS},
+            **dict.fromkeys(NUMBERS, "i32"),
         },
         constexprs={
             "dim": head_dim,

@@ -39,6 +39,20 @@ class CompilerFailedError(AttnCompilerError):
     )
 
 
+class UnknownTargetError(AttnCompilerError):
+    """The name of a GPU architecture that kernels are not planned for."""
+
+    message = "there is no GPU architecture {name!r} here"
+    advice = "choose one of {known}"
+
+
+class MissingTritonError(AttnCompilerError):
+    """Triton, which compiles GPU kernels, is not installed."""
+
+    message = "kernels for GPUs need Triton, which is not installed"
+    advice = "install it: pip install triton (Linux on x86-64)"
+
+
 class CacheError(AttnCompilerError):
     """The folder for built kernels cannot be written."""
 

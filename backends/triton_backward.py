@@ -263,6 +263,8 @@ class BackwardPrinter(LoopPrinter):
                 )
             )
         codes = [*text.codes, weight, dot_grad, *(s.body for s in sums)]
+        codes += [s.offset for s in key_sums]
+        rows, keys = needed(rows, codes), needed(keys, codes)
         codes += [n.code for n in (*keys, *rows)]
         loads = reads([f"s_{identifier(n)}" for n in self._stats()], codes)
         return WalkText(
@@ -342,6 +344,17 @@ class BackwardPrinter(LoopPrinter):
         for walk_ in backward.passes:
             names += [name for name, _ in walk_.stats] + [u.name for u in walk_.sums]
         return list(dict.fromkeys(names))
+
+
+def needed(lets: list[Named], codes: Iterable[str]) -> list[Named]:
+    """The definitions that texts read, directly or through others."""
+    found: list[Named] = []
+    texts = list(codes)
+    for let in reversed(lets):
+        if reads([let.name], texts):
+            found.append(let)
+            texts.append(let.code)
+    return found[::-1]
 
 
 class _Elements:

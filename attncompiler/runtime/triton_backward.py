@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.runtime.backward_plan import Gradients
+from attncompiler.runtime.tile_tables import readable
 from attncompiler.runtime.triton_launch import (
     NO_LISTS,
     TileLists,
@@ -143,7 +144,7 @@ def run_backward(
     go = out_grad.new_empty(out_grad.shape, dtype=q.dtype) if signature.own_go else out_grad
     handed = {name: q.new_empty(q.shape[:3], dtype=torch.float32) for name in signature.handed}
     known = {argument: saved[name] for name, argument in signature.saved}
-    captured = [tensors[name] for _, name, _ in signature.tensors]
+    captured = [readable(tensors[name]) for _, name, _ in signature.tensors]
     shared: dict[str, Any] = {
         "q_pointer": q, "k_pointer": k, "v_pointer": v,
         **strides(q=q, k=k, v=v),

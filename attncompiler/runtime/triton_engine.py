@@ -124,7 +124,6 @@ class TritonEngine:
         q, k, v = inputs
         types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
         read = tuple(types_of[t.name] for t in kernels.loops(wanted).tensors)
-        tensors = {name: readable(x) for name, x in tensors.items()}
         tilings = (self.tiling or default_tiling(q, v),) * 2
         planner, lists = self._planner(types_of), (None, None)
         if planner is not None:
@@ -136,7 +135,7 @@ class TritonEngine:
                     sizes,
                     q_start,
                     {argument: params[name] for name, argument in signature.params},
-                    {tensor_name(n): x for n, x in tensors.items()},
+                    {tensor_name(n): readable(x) for n, x in tensors.items()},
                     (tiling.block_m, tiling.block_n),
                     transposed=transposed,
                 )

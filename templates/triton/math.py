@@ -193,7 +193,8 @@ def exponential(x):
     """e^x: 2^(x log2(e)) with the product in two floats."""
     x = tl.where(x > 89.0, 89.0, tl.where(x < -104.0, -104.0, x))
     high = product(x, 1.44269502)
-    low = tl.fma(x, 1.92596299e-8, tl.fma(x, 1.44269502, -high))
+    negative = high * -1.0  # free, where -high is a subtraction
+    low = tl.fma(x, 1.92596299e-8, tl.fma(x, 1.44269502, negative))
     return exponential2_of_sum(high, low)
 
 

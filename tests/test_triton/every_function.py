@@ -32,6 +32,7 @@ def floats(x, y):
 def integers(n, m):
     """The sum of every function of integers."""
     total = math.floor_divide_int(n, m) + math.modulo_int(n, m)
+    total += math.maximum(n, m) * 3 - math.minimum(n, m)
     return total + math.sign_int(n) + math.bit_length(n)
 
 

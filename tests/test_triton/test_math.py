@@ -223,6 +223,8 @@ def test_integers(dtype: type) -> None:
     wanted = [floor_of(a, b) for a, b in numbers]
     assert apply(binary, "floor_divide_int", x, y).tolist() == wanted
     assert apply(binary, "modulo_int", x, y).tolist() == [rest_of(a, b) for a, b in numbers]
+    assert apply(binary, "maximum", x, y).tolist() == np.maximum(x, y).tolist()
+    assert apply(binary, "minimum", x, y).tolist() == np.minimum(x, y).tolist()
     for kernel in (unary, unary_scalars):
         some = np.array(edges, dtype)
         assert apply(kernel, "sign_int", some).tolist() == np.sign(some).tolist()

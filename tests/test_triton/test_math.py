@@ -110,7 +110,6 @@ def worst(function: str, x: Array) -> tuple:
 @pytest.mark.parametrize("function", LIMITS)
 def test_functions_are_accurate_everywhere(function: str) -> None:
     result = worst(function, points(np.float32))
-    print(function, *result)
     assert result[0] <= LIMITS[function][1], result
 
 
@@ -119,7 +118,6 @@ def test_functions_are_accurate_with_the_builtins_of_a_device(
     function: str, device_builtins: None
 ) -> None:
     result = worst(function, points(np.float32))
-    print(function, *result)
     assert result[0] <= LIMITS[function][2], result
 
 
@@ -174,7 +172,6 @@ def test_powers(builtins: str, request: pytest.FixtureRequest) -> None:
     found, wanted = apply(binary, "power", x, y), np.power(np.longdouble(x), np.longdouble(y))
     distance = ulps(found, wanted)
     at = int(distance.argmax())
-    print("power", builtins, distance[at], x[at], y[at])
     assert distance[at] <= (2 if builtins == "exact" else 4.5), (
         x[at],
         y[at],

@@ -76,7 +76,13 @@ def repair() -> None:
                 "attncompiler/runtime/triton_interpreter.py",
                 f"written for the interpreter of triton 3.6 to 3.9; {triton.__version__}'s has no {absent}",
             )
-    for part in (_repair_floats, _repair_numbers, _repair_memory, _repair_reductions, _repair_calls):
+    for part in (
+        _repair_floats,
+        _repair_numbers,
+        _repair_memory,
+        _repair_reductions,
+        _repair_calls,
+    ):
         part(interpreter)
     setattr(interpreter, _MARK, True)
 

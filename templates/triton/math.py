@@ -5,7 +5,7 @@ runs in Triton's interpreter too. What the compiler makes of the builtins they a
 used as they are:
 
 * ``tl.exp2`` is ``ex2.approx.ftz`` on NVIDIA and ``v_exp_f32`` on AMD: 2 units in the last place, denormals are 0.
-* ``tl.exp`` rounds ``x log2(e)`` before that instruction, which costs 40 units in the last place at 80.
+* ``tl.exp`` rounds ``x log2(e)`` before that instruction, which costs up to 40 units in the last place at 80.
 * ``tl.log``, ``tl.log2``, ``tl.erf``, ``tl.sin`` and ``tl.cos`` are inlined from the vendor's library, good to 1 or 2
   units for every argument (the angles are reduced exactly), but NVIDIA's take a denormal for 0.
 * ``tl.sqrt`` and ``tl.rsqrt`` are approximations on NVIDIA, ``tl.sqrt_rn`` is exact.
@@ -94,7 +94,9 @@ def remainder(x, y):
         unit = tl.abs(y) * scale * scale * scale
         digit = tl.floor(tl.math.div_rn(rest, unit))
         after = tl.fma(-digit, unit, rest)
-        after = tl.where(after < 0, after + unit, after)  # the quotient was rounded up to the next digit
+        after = tl.where(
+            after < 0, after + unit, after
+        )  # the quotient was rounded up to the next digit
         rest = tl.where(rest >= unit, after, rest)
     return copy_sign(rest, x)
 
@@ -174,7 +176,7 @@ def reciprocal_square_root(x):
 
 @triton.jit
 def exponential2_of_sum(high, low):
-    """2^(high + low) for a low so small that 2^low is 1 + low ln 2; results too small for the instruction are scaled."""
+    """2^(high + low), where 2^low is 1 + low ln 2; results too small for the instruction are scaled."""
     tiny = high < -125.0
     power = tl.exp2(tl.where(tiny, high + 64.0, high)) * tl.fma(low, 0.693147181, 1.0)
     return tl.where(tiny, power * 5.421010862427522e-20, power)
@@ -191,7 +193,8 @@ def exponential(x):
     """e^x: 2^(x log2(e)) with the product in two floats."""
     x = tl.where(x > 89.0, 89.0, tl.where(x < -104.0, -104.0, x))
     high = product(x, 1.44269502)
-    low = tl.fma(x, 1.92596299e-8, tl.fma(x, 1.44269502, -high))
+    negative = high * -1.0  # free, where -high is a subtraction
+    low = tl.fma(x, 1.92596299e-8, tl.fma(x, 1.44269502, negative))
     return exponential2_of_sum(high, low)
 
 
@@ -284,7 +287,9 @@ def logarithm2_in_two(x):
     tiny = x < 1e-37
     rest = bits(tl.where(tiny, x * 16777216.0, x)) - 0x3F3504F3
     exponent = tl.cast((rest >> 23) - tl.where(tiny, 24, 0), tl.float32)
-    f = from_bits((rest & 0x7FFFFF) + 0x3F3504F3) - 1.0  # x = (1 + f) 2^exponent, with 1 + f next to 1
+    f = (
+        from_bits((rest & 0x7FFFFF) + 0x3F3504F3) - 1.0
+    )  # x = (1 + f) 2^exponent, with 1 + f next to 1
     q = tl.fdiv(f, f + 2.0)
     q_low = tl.fdiv(tl.fma(q, -f, tl.fma(q, -2.0, f)), f + 2.0)
     z = q * q

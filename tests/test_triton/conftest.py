@@ -1,4 +1,4 @@
-"""Lets every kernel of these tests run in Triton's interpreter; what is compiled for a device is so in a process of its own."""
+"""Lets the kernels of these tests run in Triton's interpreter; compiling for a device takes a process of its own."""
 
 import os
 import sys

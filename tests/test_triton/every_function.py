@@ -22,7 +22,9 @@ def floats(x, y):
     total += math.square_root(x) + math.reciprocal_square_root(x) + math.hyperbolic_tangent(x)
     total += math.sigmoid(x) + math.error_function(x) + math.sine(x) + math.cosine(x)
     total += math.truncate(x) + math.round_half_even(x) + math.divide(x, y)
-    total += math.maximum(x, y) + 2.0 * math.minimum(x, y) + math.fold_max(x, y) + math.fold_min(x, y)
+    total += (
+        math.maximum(x, y) + 2.0 * math.minimum(x, y) + math.fold_max(x, y) + math.fold_min(x, y)
+    )
     return total
 
 
@@ -30,6 +32,7 @@ def floats(x, y):
 def integers(n, m):
     """The sum of every function of integers."""
     total = math.floor_divide_int(n, m) + math.modulo_int(n, m)
+    total += math.maximum(n, m) * 3 - math.minimum(n, m)
     return total + math.sign_int(n) + math.bit_length(n)
 
 
@@ -52,9 +55,7 @@ def main(backend: str, arch: str, path: str) -> None:
 
     signature = {"x": "*fp32", "n": "*i32", "w": "*i64", "out": "*fp32", "size": "constexpr"}
     source = triton.compiler.ASTSource(everything, signature, constexprs={(4,): 128})
-    target = (
-        GPUTarget("cuda", int(arch), 32) if backend == "cuda" else GPUTarget(backend, arch, 64)
-    )
+    target = GPUTarget("cuda", int(arch), 32) if backend == "cuda" else GPUTarget(backend, arch, 64)
     compiled = triton.compile(source, target=target, options={"num_warps": 4})
     kind = "ptx" if backend == "cuda" else "amdgcn"
     with open(f"{path}.{kind}", "w") as file:

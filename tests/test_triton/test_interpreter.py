@@ -1,4 +1,8 @@
-"""What Triton's interpreter gets wrong, and that it is right once repaired: each test fails without ``repair``."""
+"""What Triton's interpreter gets wrong is right once repaired.
+
+Without ``repair`` every test of a kernel fails, but for some of the cases beside the wrong ones, and for loops, tuples
+and stored scalars, which were right.
+"""
 
 from __future__ import annotations
 
@@ -261,7 +265,9 @@ def test_repairing_twice_changes_nothing() -> None:
     assert dict(vars(interpreter.InterpreterBuilder)) == before
 
 
-def test_an_interpreter_that_is_built_otherwise_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interpreter_that_is_built_otherwise_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(interpreter, "_attncompiler_repaired")
     monkeypatch.delattr(interpreter.InterpreterBuilder, "create_dot")
     with pytest.raises(InternalError, match=r"has no InterpreterBuilder\.create_dot"):

@@ -21,7 +21,7 @@ from attncompiler.backends.triton_backward_context import (
 from attncompiler.backends.triton_context import IDENTITIES, ReductionText
 from attncompiler.backends.triton_expr import NONE, Axes, Named, Text, TritonPrinter
 from attncompiler.backends.triton_forward import BLOCK_NAMES, grows
-from attncompiler.backends.triton_loops import FEATURE, KEY, ROW, LoopPrinter, reads
+from attncompiler.backends.triton_loops import FEATURE, KEY, ROW, LoopPrinter, ScanText, needed, reads
 from attncompiler.ir.backward import Backward, BackwardPass, Scatter
 from attncompiler.ir.expr import (
     Dot,
@@ -38,6 +38,7 @@ from attncompiler.ir.expr import (
 from attncompiler.ir.passes.lower import ROW as ROW_INDEX
 from attncompiler.ir.passes.lower import flatten_loads
 from attncompiler.ir.tile_runs import tile_runs
+from attncompiler.ir.vanishing import IDENTITY_LIMITS, at_minus_infinity
 
 PAIR: Axes = ROW | KEY
 # Which points of fewer axes than those of their loop there are.
@@ -115,6 +116,7 @@ class BackwardPrinter(LoopPrinter):
             ],
             own_go=backward.start.value_grad is not OutGrad(),
             masked=masked,
+            scan=self._scan(outer),
             reversed=runs is not None and masked and any(map(grows, runs.allowed)),
             runs=None
             if runs is None or not masked
@@ -150,6 +152,15 @@ class BackwardPrinter(LoopPrinter):
             epilogue=[self.scatter(s, {ROW: "exists"}) for s in start.epilogue],
             reads_value=self.backward.gradient.reads_value and Value() in set(walk(*bodies)),
         )
+
+    def _scan(self, outer: list[str]) -> ScanText | None:
+        """The mask by itself, where it is asked which rows have a key."""
+        first, asked = self.backward.passes[0], self.backward.row_grads
+        if first.mask is None or not (asked or self.backward.start.value_grad is not OutGrad()):
+            return None
+        keys = [Named(x.local.name, self.printer()(x.expr).code) for x in first.keys]
+        names = [*self._names(), *outer, *(x.local.name for x in first.rows)]
+        return self.scan(first.mask, keys, names)
 
     def scatter(
         self, s: Scatter, where: dict[Axes, str], printer: TritonPrinter | None = None
@@ -203,8 +214,7 @@ class BackwardPrinter(LoopPrinter):
         )
         codes = [*text.codes, *(n.code for n in keys), dot_grad or ""]
         codes += [s.body for s in sums] + [c for s in scatters for c in (s.offset, s.value)]
-        state = [("seen", "")] if walk_.mask is not None and number == 0 else []
-        state += [(s.name, s.identity) for s in sums]
+        state = [(s.name, s.identity) for s in sums]
         state += [("dq", "")] if dot_grad else []
         names = {n.name for n in walk_.sums} | {n for n, _ in walk_.stats}
         known = [f"s_{identifier(n)}" for n in self._stats() if n not in names]
@@ -217,7 +227,7 @@ class BackwardPrinter(LoopPrinter):
             keys=keys,
             uses_keys=any("i_k" in c for c in codes),
             masked=walk_.mask is not None,
-            tracks_seen=walk_.mask is not None and number == 0,
+            masks_score=_vanishes(walk_, weighs=False),
             needs_scores=text.dots or dot_grad is not None,
             needs_weight_grad=text.weight_grads,
             lets=text.lets,
@@ -275,7 +285,7 @@ class BackwardPrinter(LoopPrinter):
             keys=keys,
             uses_keys=True,
             masked=walk_.mask is not None,
-            tracks_seen=False,
+            masks_score=_vanishes(walk_, weighs=True),
             needs_scores=True,
             needs_weight_grad=text.weight_grads,
             lets=text.lets,
@@ -291,6 +301,7 @@ class BackwardPrinter(LoopPrinter):
             passed=reads(
                 [
                     "i_k",
+                    "N",
                     *(n for n in self._names() if n not in ("i_q", "M", "q_start")),
                     *(n.name for n in (*uniform, *keys)),
                 ],
@@ -346,15 +357,16 @@ class BackwardPrinter(LoopPrinter):
         return list(dict.fromkeys(names))
 
 
-def needed(lets: list[Named], codes: Iterable[str]) -> list[Named]:
-    """The definitions that texts read, directly or through others."""
-    found: list[Named] = []
-    texts = list(codes)
-    for let in reversed(lets):
-        if reads([let.name], texts):
-            found.append(let)
-            texts.append(let.code)
-    return found[::-1]
+def _vanishes(walk_: BackwardPass, *, weighs: bool) -> bool:
+    """Whether nothing is left of a pair whose score is minus infinity; ``weighs``: in a walk over queries."""
+    terms: list[tuple[Expr, str]] = []
+    if weighs:
+        terms += [(s.value, "sum") for s in walk_.key_grads]
+        terms += [(walk_.weight, "sum")] if walk_.weight is not None else []
+    else:
+        terms += [(u.body, u.op) for u in walk_.sums]
+    terms += [(walk_.dot_grad, "sum")] if walk_.dot_grad is not None else []
+    return all(at_minus_infinity(body) == IDENTITY_LIMITS[op] for body, op in terms)
 
 
 class _Elements:

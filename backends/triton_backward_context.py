@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from attncompiler.backends.triton_context import ReductionText
 from attncompiler.backends.triton_expr import Named
-from attncompiler.backends.triton_loops import RunsText, TensorArgument
+from attncompiler.backends.triton_loops import RunsText, ScanText, TensorArgument
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class WalkText:
     keys: list[Named]
     uses_keys: bool
     masked: bool
-    tracks_seen: bool
+    masks_score: bool
     needs_scores: bool
     needs_weight_grad: bool
     lets: list[Named]
@@ -113,6 +113,7 @@ class BackwardContext:
     handed: list[str]
     own_go: bool
     masked: bool
+    scan: ScanText | None
     reversed: bool
     runs: RunsText | None
     column_runs: RunsText | None

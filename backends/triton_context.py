@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attncompiler.backends.triton_expr import Named
-from attncompiler.backends.triton_loops import RunsText, TensorArgument
+from attncompiler.backends.triton_loops import RunsText, ScanText, TensorArgument
 
 IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 FOLDS = {"sum": "tl.sum", "max": "tl.max", "min": "tl.min"}
@@ -51,6 +51,7 @@ class SweepText:
 class PassText:
     """One walk over the keys.
 
+    ``masks_score``: the score of a masked pair becomes minus infinity, and then nothing else needs the mask.
     ``passed`` are the values of a block that the walk reads, ``state`` those it changes, each with how it begins.
     """
 
@@ -63,7 +64,7 @@ class PassText:
     score: str | None
     mask_lets: list[Named]
     mask: str | None
-    tracks_seen: bool
+    masks_score: bool
     sweeps: list[SweepText]
     passed: list[str]
     state: list[tuple[str, str]]
@@ -109,5 +110,6 @@ class ForwardContext:
     finish: FinishText
     stats: list[str]
     masked: bool
+    scan: ScanText | None
     reversed: bool
     runs: RunsText | None

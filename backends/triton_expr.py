@@ -208,7 +208,7 @@ class TritonPrinter:
         """Operands of one width: a wide bound that is constant along a tile's side is clamped to the narrow range."""
         lanes = {t.lane for t in texts}
         if lanes == {"m"}:
-            return [Text(f"{t.code}.to(tl.int32)", "i", t.axes) for t in texts]
+            return [Text(_cast(t, "int32"), "i", t.axes) for t in texts]
         if lanes == {"i", "w"}:
             for mine, other in ((0, 1), (1, 0)):
                 inside = bound(args[mine], self.bounds) < INT32_MAX
@@ -226,12 +226,12 @@ class TritonPrinter:
             case "to_float", "f":
                 return text
             case "to_float", _:
-                code = f"({text.code} * 1.0)" if text.literal else f"{text.code}.to(tl.float32)"
+                code = f"({text.code} * 1.0)" if text.literal else _cast(text, "float32")
                 return Text(code, "f", text.axes, text.literal)
             case "to_int", "f":
-                return Text(f"{text.code}.to(tl.int64)", "w", text.axes)
+                return Text(_cast(text, "int64"), "w", text.axes)
             case "to_int", "m":
-                return Text(f"{text.code}.to(tl.int32)", "i", text.axes)
+                return Text(_cast(text, "int32"), "i", text.axes)
             case "to_bool", "i" | "w" | "o" | "f":
                 return Text(f"({text.code} != 0)", "m", text.axes)
             case _:
@@ -245,4 +245,9 @@ def _positive(expr: Expr) -> bool:
 def _wide(text: Text) -> Text:
     if text.lane == "w" or text.literal:
         return Text(text.code, "w", text.axes, text.literal)
-    return Text(f"{text.code}.to(tl.int64)", "w", text.axes)
+    return Text(_cast(text, "int64"), "w", text.axes)
+
+
+def _cast(text: Text, dtype: str) -> str:
+    """A value in another type; an argument that is always 1 is no tensor, which only ``tl.cast`` takes."""
+    return f"{text.code}.to(tl.{dtype})" if text.axes else f"tl.cast({text.code}, tl.{dtype})"

@@ -21,6 +21,7 @@ from attncompiler.backends.triton_loops import (
     KEY,
     ROW,
     LoopPrinter,
+    ScanText,
     bounded,
     reads,
 )
@@ -29,6 +30,7 @@ from attncompiler.ir.kernel import Kernel, KernelPass, Sweep
 from attncompiler.ir.passes.lower import flatten_loads
 from attncompiler.ir.spans import Span
 from attncompiler.ir.tile_runs import tile_runs
+from attncompiler.ir.vanishing import IDENTITY_LIMITS, at_minus_infinity
 
 # What is known in a block and is neither an argument of the variant nor a local.
 BLOCK_NAMES = ("i_q", "i_h", "i_g", "i_b", "q_start", "B", "H", "G", "M")
@@ -65,6 +67,7 @@ class ForwardPrinter(LoopPrinter):
             finish=self.finish_text(),
             stats=[f"s_{identifier(s.name)}" for s in kernel.plan.stats],
             masked=masked,
+            scan=self._scan(outer),
             reversed=runs is not None and any(map(grows, runs.allowed)),
             runs=None
             if runs is None
@@ -94,8 +97,7 @@ class ForwardPrinter(LoopPrinter):
         texts = [*(n.code for n in (*keys, *score_lets, *mask_lets)), mask or "", score or ""]
         texts += [n.code for s in sweeps for n in (*s.lanes, *s.elements, *s.factors)]
         texts += [x.body for s in sweeps for x in (*s.stats, *s.weights)]
-        state = [("seen", "")] if masks and number == 0 else []
-        state += [
+        state = [
             (f"s_{identifier(u.name)}", IDENTITIES[u.op])
             for s in kernel_pass.sweeps
             for u in s.stats
@@ -114,11 +116,25 @@ class ForwardPrinter(LoopPrinter):
             score=score,
             mask_lets=mask_lets,
             mask=mask,
-            tracks_seen=bool(masks) and number == 0,
+            masks_score=all(
+                at_minus_infinity(x.body) == IDENTITY_LIMITS[getattr(x, "op", "sum")]
+                for s in kernel_pass.sweeps
+                for x in s.parts
+            ),
             sweeps=sweeps,
             passed=reads([*BLOCK_NAMES, *self.arguments(self.kernel.params, self.kernel.tensors), *known, *before], texts),
             state=state,
         )
+
+    def _scan(self, outer: list[str]) -> ScanText | None:
+        """The mask by itself, which tells the rows that have a key."""
+        first = self.kernel.passes[0]
+        if first.mask is None:
+            return None
+        keys = [Named(x.local.name, self.printer()(x.expr).code) for x in first.keys]
+        arguments = self.arguments(self.kernel.params, self.kernel.tensors)
+        names = [*BLOCK_NAMES, *arguments, *outer, *(x.local.name for x in first.rows)]
+        return self.scan(first.mask, keys, names)
 
     def sweep_text(self, number: int, sweep: Sweep, kernel_pass: KernelPass) -> SweepText:
         """One sweep of a pass."""

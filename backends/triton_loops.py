@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attncompiler.backends.magnitudes import INT_BOUNDS, POSITION_LIMIT, bound
+from attncompiler.backends.magnitudes import INT32_MAX, INT_BOUNDS, POSITION_LIMIT, bound
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.triton_expr import NONE, Axes, Lane, Named, Text, TritonPrinter
 from attncompiler.ir.expr import (
@@ -27,16 +27,30 @@ from attncompiler.ir.expr import (
     substitute,
     walk,
 )
-from attncompiler.ir.kernel import Let
+from attncompiler.ir.kernel import Let, extent
 from attncompiler.ir.program import ParamDecl, TensorDecl
 from attncompiler.ir.signs import nonnegative
 from attncompiler.ir.tile_runs import TileRuns
+from attncompiler.ir.tiles import CORNERS
 
 ROW: Axes = frozenset("q")
 KEY: Axes = frozenset("k")
 FEATURE: Axes = frozenset("d")
 _SIZES = {"D": "HEAD_DIM", "Dv": "VALUE_DIM"}
 _CORNERS = frozenset({"q_lo", "q_hi", "k_lo", "k_hi", "h_lo", "h_hi"})
+
+
+_ONE_QUERY: dict[Expr, Expr] = {end: Index("q") for end in CORNERS["q"]}
+
+
+@dataclass(frozen=True, slots=True)
+class ScanText:
+    """The mask alone, with the values of keys that it reads; ``passed`` are those of a block."""
+
+    keys: list[Named]
+    lets: list[Named]
+    mask: str
+    passed: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +73,11 @@ class SpanText:
 
 @dataclass(frozen=True, slots=True)
 class RunsText:
-    """Spans by which a walk finds runs of full and of partial tiles."""
+    """Spans by which a walk finds runs of full and of partial tiles; ``rows`` are those of single queries."""
 
     allowed: list[SpanText]
     forbidden: list[SpanText]
+    rows: list[SpanText]
 
     @property
     def names(self) -> list[str]:
@@ -83,6 +98,8 @@ class LoopPrinter:
         self.dtypes = {t.name: dtype for t, dtype in zip(tensors, dtypes, strict=True)}
         self.bounds = {n: INT_BOUNDS[d] for n, d in self.dtypes.items() if d in INT_BOUNDS}
         self.bounds["q_start"] = POSITION_LIMIT
+        for t in tensors:
+            self.bounds |= {extent(t.name, axis): INT32_MAX for axis in range(len(t.axes))}
         self.locals: dict[Expr, Text] = {}
         self.counts: dict[Expr, Expr] = {}
 
@@ -154,7 +171,7 @@ class LoopPrinter:
             case Index(axis):
                 return Text(f"i_{axis}", "i", frozenset(axis) if axis in "qkd" else NONE)
             case Dot():
-                return Text("(raw * scale)", "f", ROW | KEY)
+                return Text("(raw * unit)", "f", ROW | KEY)
             case Score():
                 return Text("score", "f", ROW | KEY)
             case WeightGrad():
@@ -213,7 +230,21 @@ class LoopPrinter:
         return RunsText(
             [text(f"allowed{i}", *s.formulas()) for i, s in enumerate(runs.allowed)],
             [text(f"forbidden{i}", *s.formulas()) for i, s in enumerate(runs.forbidden)],
+            [
+                text(f"row{i}", *(substitute(e, _ONE_QUERY) for e in s.formulas()))
+                for i, s in enumerate(runs.allowed)
+            ],
         )
+
+    def scan(self, mask: Expr, keys: Iterable[Named], outer: Iterable[str]) -> ScanText:
+        """The mask by itself; ``keys`` are the values of keys that there are, ``outer`` the names of a block."""
+        printer = self.printer()
+        lets = printer.define([mask], "m")
+        text = printer.tile(printer(mask))
+        codes = [text, *(n.code for n in lets)]
+        read = needed(list(keys), codes)
+        codes += [n.code for n in read]
+        return ScanText(read, lets, text, reads(outer, codes))
 
 
 def bounded(expr: Expr) -> bool:
@@ -225,6 +256,17 @@ def bounded(expr: Expr) -> bool:
             return bounded(x) and bounded(y)
         case _:
             return False
+
+
+def needed(lets: list[Named], codes: Iterable[str]) -> list[Named]:
+    """The definitions that texts read, directly or through others."""
+    found: list[Named] = []
+    texts = list(codes)
+    for let in reversed(lets):
+        if reads([let.name], texts):
+            found.append(let)
+            texts.append(let.code)
+    return found[::-1]
 
 
 def reads(names: Iterable[str], codes: Iterable[str]) -> list[str]:

@@ -25,6 +25,7 @@ from attncompiler.runtime.triton_launch import (
     Tiling,
     captured_arguments,
     is_long,
+    numbers,
     on_device,
     precision_of,
     strides,
@@ -150,12 +151,12 @@ def run_backward(
         **strides(q=q, k=k, v=v),
         "B": batch, "H": heads, "G": groups, "M": queries, "N": keys,
         "q_start": q_start, "scale": scale,
-        **{argument: params[name] for name, argument in signature.params},
+        **numbers(signature.params, [params[name] for name, _ in signature.params]),
         **captured_arguments([(a, rank) for a, _, rank in signature.tensors], captured),
         **_gradient_arguments(signature.grads, buffers, tensors),
         "HEAD_DIM": head_dim, "VALUE_DIM": value_dim,
         "HEAD_WIDTH": width_of(head_dim), "VALUE_WIDTH": width_of(value_dim),
-        "PRECISION": precision_of(q.dtype, allow_tf32),
+        "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
         "LONG": is_long((q, k, v, out_grad, *captured)),
     }  # fmt: skip
     by_rows: dict[str, Any] = {

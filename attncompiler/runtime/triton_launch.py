@@ -80,6 +80,14 @@ class TileLists:
 NO_LISTS: dict[str, Any] = {"tile_lists": None, "block_order": None, "list_b": 0, "list_h": 0, "columns": 0}
 
 
+def numbers(names: Sequence[tuple[str, str]], values: Sequence[float]) -> dict[str, float]:
+    """Run-time numbers by the names of a kernel's arguments; truth values are 0 or 1."""
+    return {
+        argument: int(x) if isinstance(x, bool) else x
+        for (_, argument), x in zip(names, values, strict=True)
+    }
+
+
 def width_of(dim: int) -> int:
     """The features that a tile of a head has room for: a power of two, at least 16."""
     return max(16, 1 << (dim - 1).bit_length())
@@ -155,7 +163,7 @@ def run_forward(
         **strides(q=q, k=k, v=v, o=out),
         "B": batch, "H": heads, "G": groups, "M": queries, "N": keys,
         "q_start": q_start, "scale": scale,
-        **{name: x for (_, name), x in zip(signature.params, params, strict=True)},
+        **numbers(signature.params, params),
         **captured_arguments(signature.tensors, tensors),
         **(NO_LISTS if lists is None else lists.arguments()),
         "HEAD_DIM": head_dim, "VALUE_DIM": value_dim,

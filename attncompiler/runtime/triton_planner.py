@@ -21,6 +21,7 @@ from attncompiler.runtime.triton_launch import (
     TileLists,
     captured_arguments,
     is_long,
+    numbers as number_arguments,
     on_device,
 )
 
@@ -99,7 +100,7 @@ class Planner:
             "tile_lists": lists, "blocks": rows, "columns": columns, "heads": heads,
             "H": sizes.heads, "G": max(sizes.groups, 1), "M": sizes.queries, "N": sizes.keys,
             "q_start": q_start,
-            **{name: x for (_, name), x in zip(sign.params, params, strict=True)},
+            **number_arguments(sign.params, params),
             **captured_arguments(sign.tensors, tensors),
             "BLOCK_M": block[0], "BLOCK_N": block[1], "TRANSPOSED": transposed,
             "EXACT": sign.exact, "LONG": is_long(tensors),

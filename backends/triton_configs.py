@@ -139,7 +139,7 @@ _COLUMNS: dict[Family, dict[int, _Seeds]] = {
         64: ((32, 128, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2)),
         128: ((32, 64, 8, 2), (16, 128, 8, 2), (16, 64, 4, 2), (16, 32, 4, 1)),
         256: ((16, 32, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        512: ((16, 16, 8, 1), (16, 16, 4, 1)),
+        512: ((16, 16, 8, 1),),
     },
     "mfma": {
         64: ((32, 64, 4, 1), (64, 64, 4, 1), (32, 128, 4, 1), (16, 64, 4, 1), (16, 32, 4, 1)),
@@ -156,7 +156,7 @@ _COLUMNS: dict[Family, dict[int, _Seeds]] = {
     "fma": {
         64: ((32, 32, 8, 1), (32, 64, 8, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
         128: ((32, 16, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        256: ((16, 16, 8, 1), (16, 32, 8, 1), (16, 16, 16, 1)),
+        256: ((16, 32, 8, 1), (16, 16, 16, 1), (16, 16, 8, 1)),
         512: ((16, 16, 16, 1), (16, 16, 8, 1)),
     },
 }  # fmt: skip
@@ -207,11 +207,14 @@ def shared_estimate(
         scores = {"forward": 0, "rows": 1, "columns": 2}[kind] * owned * max(walked, 64)
         elements = resident + stages * streamed + scores
     elif family == "mma" and kind == "forward" and not config.descriptors:
-        elements = max(resident, stages * streamed)
+        # Weights change hands through memory where warps share a row.
+        shared_rows = m < 16 * config.num_warps
+        elements = max(resident, stages * streamed + (m * n if shared_rows else 0))
     else:
-        elements = (
-            resident + max(stages - 1, 1) * streamed + (4 if kind == "columns" else 1) * m * n
-        )
+        # Without a pipeline, tiles that are multiplied twice lie in memory in two orders.
+        tiles = 2 if stages == 1 and family == "mma" else max(stages - 1, 1)
+        scores = (4 if kind == "columns" else 1) * m * n
+        elements = resident + tiles * streamed + scores
     return _ELEMENT_BYTES[dtype] * elements + _KIB
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from attncompiler.backends.cpp import Specialization
 from attncompiler.errors import ShapeError
 from attncompiler.runtime.backward_plan import Gradients, run_backward
 from attncompiler.runtime.call_checks import (
@@ -18,8 +17,8 @@ from attncompiler.runtime.call_checks import (
     check_inputs,
     check_tensors,
 )
-from attncompiler.runtime.kernels import Kernels, real_of
 from attncompiler.runtime.library import Layout, Library
+from attncompiler.runtime.signature import KernelSet, real_of
 from attncompiler.runtime.tile_tables import Sizes, TileTables, readable
 
 # What torch would dispatch on for ordinary CPU tensors, with and without autograd's bookkeeping. Everything that a
@@ -73,10 +72,10 @@ class Site:
 class Launcher:
     """Runs the forward kernels of one compilation on real tensors."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: KernelSet) -> None:
         self.kernels = kernels
-        self._dot_factor = kernels.compilation.plan.program.dot_factor
-        self._none_kept = (None,) * len(kernels.kept)
+        self._dot_factor = kernels.dot_factor
+        self._none_kept = (None,) * len(kernels.signature.kept)
         self._sites: dict[tuple[object, ...], Site] = {}
 
     def __call__(
@@ -119,18 +118,18 @@ class Launcher:
         if stats or train:
             kernels, real = self.kernels, real_of(q.dtype)
             if stats:
-                kept = out.new_empty((len(kernels.kept), *site.shape[:3]), dtype=real)
+                kept = out.new_empty((len(kernels.signature.kept), *site.shape[:3]), dtype=real)
                 kept_rows = kept.unbind()
             if train:
                 names = kernels.saved
                 saved = out.new_empty((len(names), *site.shape[:3]), dtype=real)
                 rows = dict(zip(names, saved.unbind(), strict=True))
-                saved_rows = [rows.get(stat.name) for stat in kernels.kernel.plan.stats]
+                saved_rows = [rows.get(name) for name in kernels.signature.stats]
                 if kernels.saves_value(q.dtype):
                     value = out.new_empty(site.shape, dtype=real)
         table = None
         if site.tables is not None:
-            kernel = self.kernels.kernel
+            kernel = self.kernels.signature
             table = site.tables.table(
                 site.sizes,
                 q_start,
@@ -159,22 +158,22 @@ class Launcher:
     ) -> Site:
         check_inputs(q, k, v, q_start)
         types = check_tensors(
-            self.kernels.name, self.kernels.kernel.tensors, captured, sizes_of(q, v)
+            self.kernels.name, self.kernels.signature.tensors, captured, sizes_of(q, v)
         )
         dims = q.shape[3], v.shape[3]
-        library = self.kernels.forward(Specialization(ELEMENT_TYPES[q.dtype], *dims, types))
+        library = self.kernels.forward((ELEMENT_TYPES[q.dtype], *dims), types)
         shape = (*q.shape[:3], v.shape[3])
         out = torch.empty(shape, dtype=q.dtype, device="meta")
         layout = library.layout(q, k, v, out, [readable(x) for x in captured])
         holes = any(x.numel() == 0 for x in captured)
-        names = (t.name for t in self.kernels.kernel.tensors)
+        names = (t.name for t in self.kernels.signature.tensors)
         tables = self.kernels.tables(ELEMENT_TYPES[q.dtype], dict(zip(names, types, strict=True)))
         sizes = Sizes.of(q, k)
         return Site(library, layout, shape, LARGEST_POSITION - q.shape[2], holes, sizes, tables)
 
 
 def launch_backward(
-    kernels: Kernels,
+    kernels: KernelSet,
     inputs: tuple[Tensor, Tensor, Tensor],
     grad: Tensor,
     kept_grads: Mapping[str, Tensor],
@@ -195,19 +194,19 @@ def launch_backward(
     """
     q, k, v = inputs
     check_inputs(q, k, v, q_start)
-    declared = kernels.kernel.tensors
+    declared = kernels.signature.tensors
     types = check_tensors(
         kernels.name, declared, [tensors[t.name] for t in declared], sizes_of(q, v)
     )
     names = (t.name for t in declared)
     dims = ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
     _check_shape("the gradient of the output", grad, (*q.shape[:3], v.shape[3]))
-    if kernels.gradient.reads_value:
+    if kernels.reads_value:
         _check_shape("the output row", value, (*q.shape[:3], v.shape[3]))
     for name, x in (*saved.items(), *kept_grads.items()):
         _check_shape(f"statistic {name}", x, tuple(q.shape[:3]))
     types_of = dict(zip(names, types, strict=True))
-    loops, library = kernels.backward(types_of, dims, wanted)
+    signature, library = kernels.backward(types_of, dims, wanted)
     tables = kernels.tables(dims[0], types_of)
     table = None
     if tables is not None:
@@ -215,7 +214,7 @@ def launch_backward(
         read = {name: readable(x) for name, x in tensors.items()}
         table = tables.table(sizes, q_start, params, read)
     return run_backward(
-        loops,
+        signature,
         library,
         q,
         k,
@@ -227,7 +226,7 @@ def launch_backward(
         tensors=tensors,
         params=params,
         q_start=q_start,
-        scale=scale * kernels.compilation.plan.program.dot_factor,
+        scale=scale * kernels.dot_factor,
         wants=wants,
         table=table,
     )

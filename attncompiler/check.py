@@ -113,9 +113,7 @@ class Checker:
         self.variant, self.with_gradients = variant, gradients
         self.operator = compile_variant(variant, backend=backend)
         self._layout = variant.layout
-        self._reads_keys_at_queries = _reads_keys_at_queries(
-            self.operator.compilation.trace.program
-        )
+        self._reads_keys_at_queries = reads_keys_at_queries(self.operator.compilation.trace.program)
 
     def build(self, cases: Iterable[Case]) -> Iterator[str]:
         """Build the kernels that the cases need, several at once; gives the name of each as it is done."""
@@ -218,7 +216,7 @@ def check(
     return Checker(variant, backend=backend, gradients=gradients).report(drawn)
 
 
-def _reads_keys_at_queries(program: Program) -> bool:
+def reads_keys_at_queries(program: Program) -> bool:
     """Whether some tensor over keys is indexed by a query position, as document ids are."""
     axes = {t.name: t.axes for t in program.tensors}
     return any(

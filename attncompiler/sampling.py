@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-_SIZE_OF = {"b": "B", "h": "H", "g": "G", "q": "M", "k": "N", "d": "Dv"}
+SIZE_OF = {"b": "B", "h": "H", "g": "G", "q": "M", "k": "N", "d": "Dv"}
 
 
 class Drawable(Protocol):
@@ -42,7 +42,7 @@ class Drawable(Protocol):
 def tensor_shape(tensor: Drawable, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a declared tensor; ``sizes`` gives B, H, G, M, N, Dv and may give free axes by name."""
     return tuple(
-        axis if isinstance(axis, int) else sizes.get(_SIZE_OF.get(axis, axis), tensor.extent)
+        axis if isinstance(axis, int) else sizes.get(SIZE_OF.get(axis, axis), tensor.extent)
         for axis in tensor.axes
     )
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from attncompiler.runtime.call_checks import check_least, number
-from attncompiler.runtime.call_location import shows_call
 from attncompiler.runtime.dispatch import Dispatch, autocast
 from attncompiler.runtime.prepared import run_carried, wanted_by
 from attncompiler.runtime.signature import KernelSet
@@ -53,7 +52,6 @@ class PackagedOperator:
         self._wants = () if view is None else wanted_by(view.prepare)
         self._arrangement = None if arrange is None else arrange(self._reads)
 
-    @shows_call
     def __call__(
         self,
         q: Tensor,

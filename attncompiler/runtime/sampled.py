@@ -34,8 +34,6 @@ class Sampled:
 
     tensors: Mapping[str, DrawnTensor]
 
-    def sample(
-        self, sizes: dict[str, int], generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
+    def sample(self, sizes: dict[str, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Random tensors within the declared ranges; ``sizes`` gives B, H, G, M, N, D, Dv and ``q_start``."""
         return sample_tensors(self.tensors, sizes, generator)

@@ -50,7 +50,9 @@ class SelfTest:
                 found = list(self.comparisons(case, params))
                 worst = max(found, key=lambda c: (not c.passed, c.ratio))
                 failed += not worst.passed
-                sizes = " ".join(f"{n}={getattr(case, n)}" for n in ("B", "H", "G", "M", "N", "q_start"))
+                sizes = " ".join(
+                    f"{n}={getattr(case, n)}" for n in ("B", "H", "G", "M", "N", "q_start")
+                )
                 print(
                     f"{dtype:<10}{sizes:<44}{worst.what:<18}{worst.error:9.1e}{worst.plain_error:10.1e}"
                     f"{worst.limit:10.1e}{'' if worst.passed else '  FAILED'}"
@@ -90,7 +92,9 @@ class SelfTest:
         given = dict(params)
         given.pop("scale", None)
 
-        def call(function: Attention, leaves: Leaves, **more: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        def call(
+            function: Attention, leaves: Leaves, **more: Any
+        ) -> tuple[Tensor, dict[str, Tensor]]:
             mine = arguments_of(leaves, others)
             result: tuple[Tensor, dict[str, Tensor]] = function(
                 *mine[:3], q_start=case.q_start, return_stats=True, **mine[3], **given, **more

@@ -1,0 +1,96 @@
+"""The dense definition that a package carries agrees with the oracle: results, statistics and gradients."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attncompiler.artifact.definition import Definition
+from attncompiler.cases import Case
+from attncompiler.check import Checker
+from attncompiler.compiler import compile_levels
+from attncompiler.frontend import trace
+from attncompiler.gradient_check import (
+    Leaves,
+    arguments_of,
+    differentiated,
+    leaves_of,
+    loss_weights,
+)
+from attncompiler.variant import Variant
+from attncompiler.variant_file import load_variant
+from tests.example_table import files
+
+CASES = [
+    Case(B=2, H=6, G=2, M=23, N=49, D=16, Dv=12, q_start=21, dtype="float64", seed=1),
+    Case(B=1, H=3, G=1, M=37, N=21, D=16, Dv=12, dtype="float64", seed=2),
+]
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder from which packages are imported."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("carried_"):
+            del sys.modules[name]
+
+
+def dense_of(variant: Variant, folder: Path) -> ModuleType:
+    """The module ``dense`` of a package without kernels."""
+    name = f"carried_{folder.name.replace('-', '_')}"
+    for path, text in Definition(compile_levels(trace(variant))).files().items():
+        target = folder / name / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    (folder / name / "__init__.py").write_text("")
+    return importlib.import_module(f"{name}.dense")
+
+
+def compared(variant: Variant, dense: ModuleType, case: Case) -> None:
+    checker = Checker(variant)
+    case = checker.fitted(case)
+    leaves, given = leaves_of(*checker.inputs(case), case.dtype)
+
+    def printed(mine: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
+        q, k, v, tensors = arguments_of(mine, given)
+        result: Any = dense.attention(
+            q, k, v, q_start=case.q_start, return_stats=True, dtype=torch.float64, **tensors
+        )
+        return result
+
+    oracle = checker.reference(given, case)
+    for (name, found), wanted in zip(
+        named(*printed(leaves)), dict(named(*oracle(leaves, torch.float64))).values(), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10, equal_nan=True, msg=name)
+    weights = loss_weights(leaves, case)
+    wanted_grads = differentiated(lambda x: oracle(x, torch.float64), leaves, weights)
+    for name, found in differentiated(printed, leaves, weights).items():
+        torch.testing.assert_close(
+            found, wanted_grads[name], rtol=1e-8, atol=1e-8, equal_nan=True, msg=name
+        )
+
+
+def named(out: Tensor, stats: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    return [("out", out), *stats.items()]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
+def test_the_printed_definition_of_an_example_is_the_example(path: Path, packages: Path) -> None:
+    variant = load_variant(path)
+    dense = dense_of(variant, packages)
+    for case in CASES:
+        compared(variant, dense, case)
+    compared(variant, dense, replace(CASES[1], N=1, seed=3))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
+from types import MappingProxyType
 from typing import assert_never
 
 import jinja2
@@ -30,6 +31,7 @@ from attncompiler.ir.expr import (
     WeightGrad,
     children,
     kind_of,
+    stats_in,
     walk,
 )
 from attncompiler.ir.ops import OPS
@@ -53,7 +55,7 @@ FUNCTIONS = {"min": "torch.minimum", "max": "torch.maximum", "bit_length": "_bit
 # Names that the template gives to things of its own.
 _WORDS = """
     q k v q_start scale return_stats dtype real batch heads rows depth groups keys width shared grid pair allowed empty
-    dot score weight value out stats statistics counted identities given values tensors torch math
+    dot score weight value out stats statistics counted identities kept given values tensors torch math
 """
 TAKEN = frozenset(_WORDS.split()) | {f"at_{axis}" for axis in (*"bhgqkdBHGMND", "Dv")}
 
@@ -90,8 +92,12 @@ class ReductionText:
 
 @dataclass(frozen=True, slots=True)
 class DenseContext:
-    """What the template is filled with, besides what the caller gives it."""
+    """What the template is filled with, besides what the caller gives it.
 
+    ``local`` gives every argument's name in the formulas.
+    """
+
+    local: dict[str, str]
     tensors: list[Named]
     params: list[Named]
     used: frozenset[str]
@@ -111,9 +117,14 @@ class _Text:
     literal: bool = False
 
 
-def dense_context(program: Program, values: Mapping[str, float]) -> DenseContext:
-    """The formulas of a program; ``values`` gives those of its lifted literals."""
-    return _Printer(program, values).context()
+def dense_context(
+    program: Program, values: Mapping[str, float], arguments: Iterable[str] = ()
+) -> DenseContext:
+    """The formulas of a program.
+
+    ``values`` gives those of its lifted literals, ``arguments`` names further arguments of the call.
+    """
+    return _Printer(program, values, arguments).context()
 
 
 def render_dense(context: DenseContext, **more: object) -> str:
@@ -136,11 +147,14 @@ def package_environment() -> jinja2.Environment:
 
 
 class _Printer:
-    def __init__(self, program: Program, values: Mapping[str, float]) -> None:
+    def __init__(
+        self, program: Program, values: Mapping[str, float], arguments: Iterable[str]
+    ) -> None:
         self.program = program
         self.literals = {p.name: values[p.name] for p in program.params if p.lifted}
         self.declared = {t.name: t for t in program.tensors}
-        own = [p.name for p in program.params if not p.lifted] + list(self.declared)
+        read = [p.name for p in program.params if not p.lifted] + list(self.declared)
+        own = dict.fromkeys((*arguments, *read))
         stats = [r.name for r in (*program.reductions, *program.output_reductions)]
         self.taken = {*own, *stats, *TAKEN}
         self.local = {name: name if name not in TAKEN else self._free(f"{name}_") for name in own}
@@ -153,18 +167,21 @@ class _Printer:
 
     def context(self) -> DenseContext:
         p = self.program
+        # The output slot reads statistics as the caller gets them.
+        kept = {e: _Text(f'stats["{name}"][..., None]') for name, e in p.kept if stats_in(e)}
         filled = {
             "mask": None if p.mask is Const(True) else self._formula(p.mask),
             "score": self._formula(p.score, pairs=True),
             "reductions": self._reductions(p.reductions, pairs=True),
             "weight": self._formula(p.weight, pairs=True),
             "kept": [(name, self._formula(e)) for name, e in p.kept],
-            "output_reductions": self._reductions(p.output_reductions),
-            "output": self._formula(p.output),
+            "output_reductions": self._reductions(p.output_reductions, known=kept),
+            "output": self._formula(p.output, known=kept),
         }
         kinds = {x.name: x.kind for x in (*p.params, *p.tensors)}
-        named = {n: Named(n, local, kinds[n]) for n, local in self.local.items()}
+        named = {n: Named(n, local, kinds[n]) for n, local in self.local.items() if n in kinds}
         return DenseContext(
+            local=self.local,
             tensors=[x for n, x in named.items() if n in self.declared],
             params=[x for n, x in named.items() if n not in self.declared],
             used=frozenset(self.used),
@@ -172,15 +189,31 @@ class _Printer:
         )
 
     def _reductions(
-        self, reductions: Sequence[Reduction], *, pairs: bool = False
+        self,
+        reductions: Sequence[Reduction],
+        *,
+        pairs: bool = False,
+        known: Mapping[Expr, _Text] = MappingProxyType({}),
     ) -> list[ReductionText]:
-        return [ReductionText(r.name, r.op, self._formula(r.body, pairs=pairs)) for r in reductions]
+        return [
+            ReductionText(r.name, r.op, self._formula(r.body, pairs=pairs, known=known))
+            for r in reductions
+        ]
 
-    def _formula(self, expr: Expr, *, pairs: bool = False) -> Formula:
-        """``pairs`` says that the formula is asked at pairs that are not allowed, too, and has a gradient."""
-        nodes = list(walk(expr))
+    def _formula(
+        self,
+        expr: Expr,
+        *,
+        pairs: bool = False,
+        known: Mapping[Expr, _Text] = MappingProxyType({}),
+    ) -> Formula:
+        """``pairs`` says that the formula is asked at pairs that are not allowed, too, and has a gradient.
+
+        ``known`` gives subexpressions that have been computed.
+        """
+        nodes = list(walk(expr, known=known))
         users = Counter(c for n in nodes for c in children(n))
-        memo: dict[Expr, _Text] = {}
+        memo: dict[Expr, _Text] = dict(known)
         lets: list[tuple[str, str]] = []
         for node in nodes:
             memo[node] = self._text(node, memo, pairs)

@@ -22,7 +22,13 @@ from attncompiler.variant import Variant
 # Changes when the run-time modules of an older package would misread a manifest.
 FORMAT = 1
 # What every package needs; the rest follows from their imports.
-MODULES = ("runtime.packaged", "runtime.call_location", "runtime.sampled", "runtime.selftest")
+MODULES = (
+    "runtime.packaged",
+    "runtime.call_location",
+    "runtime.held",
+    "runtime.sampled",
+    "runtime.selftest",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ def _manifest(
     wanted: Sequence[Wanted],
     kernels: Sequence[cpp.PackagedKernel],
 ) -> dict[str, Any]:
-    """What the run-time modules read (``runtime/packaged.py``, ``manifest.py``, ``selftest.py``), and where it is from."""
+    """What ``runtime/packaged.py``, ``manifest.py`` and ``selftest.py`` read, and what the package was made of."""
     trace = definition.trace
     cls = type(definition.variant)
     layout = definition.layout

@@ -111,7 +111,9 @@ class Definition:
         """dense.py and what it imports."""
         context = self.context()
         # Without the rewriting for a layout: formulas mean row-major positions.
-        formulas = dense_context(self.compilation.steps[0][1], self.trace.params)
+        formulas = dense_context(
+            self.compilation.steps[0][1], self.trace.params, (a.name for a in self.arguments)
+        )
         files = {"dense.py": render_dense(formulas, **context)}
         if self.code is not None:
             files["carried.py"] = rendered("carried.py.j2", context)

@@ -59,7 +59,7 @@ def loss_weights(leaves: Leaves, case: Case) -> Callable[[str, Tensor], Tensor]:
             drawn = drawn.to(elements)
             if case.layout == "swapped":
                 drawn = drawn.transpose(1, 2).contiguous().transpose(1, 2)
-        return drawn.to(like.dtype)
+        return drawn.to(like.device, like.dtype)
 
     return weights
 

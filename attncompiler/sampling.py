@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from attncompiler.ir.declared import Kind
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,7 +21,7 @@ class Drawable(Protocol):
         """The name or the extent of each axis."""
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """``"float"``, ``"int"`` or ``"bool"``."""
 
     @property

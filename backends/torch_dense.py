@@ -178,7 +178,7 @@ class _Printer:
             "output_reductions": self._reductions(p.output_reductions, known=kept),
             "output": self._formula(p.output, known=kept),
         }
-        kinds = {x.name: x.kind for x in (*p.params, *p.tensors)}
+        kinds = {x.name: x.kind for x in p.params} | {x.name: x.kind for x in p.tensors}
         named = {n: Named(n, local, kinds[n]) for n, local in self.local.items() if n in kinds}
         return DenseContext(
             local=self.local,

@@ -92,17 +92,17 @@ def build(*arguments: object) -> int:
     return stopped.value.code
 
 
-def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "PYTHONPATH": str(folder), **more}
     return subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment)
 
 
-def probe(folder: Path, package: str, asked: dict[str, Any]) -> dict[str, Any]:
+def probe(folder: Path, package: str, asked: dict[str, Any], **more: str) -> dict[str, Any]:
     """What ``artifact_probe.py`` finds in a process without attncompiler."""
     defaults = {"weights": {}, "wrong": {}, "compile": False}
     torch.save(defaults | asked, folder / "in.pt")
-    done = run(PROBE, package, "in.pt", "out.pt", folder=folder)
+    done = run(PROBE, package, "in.pt", "out.pt", folder=folder, **more)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = torch.load(folder / "out.pt", weights_only=False)
     return found
@@ -310,7 +310,11 @@ def test_gradients_of_a_package_without_a_backward(tmp_path: Path) -> None:
     call: dict[str, Any] = {"tensors": {"q": x, "k": x, "v": x}, "params": {}}
     learning = {n: x.clone().requires_grad_() for n in "qkv"}
     wrong = {"learns": {"tensors": learning, "params": {}}}
-    found = probe(tmp_path, "plain_kernel", {"calls": [call], "wrong": wrong})
+    # An empty cache: the package builds its kernel itself.
+    cache = tmp_path / "cache"
+    asked = {"calls": [call], "wrong": wrong}
+    found = probe(tmp_path, "plain_kernel", asked, ATTNCOMPILER_CACHE=str(cache))
+    assert [len(list(entry.glob("*.so"))) for entry in cache.iterdir()] == [1]
     same(found["calls"][0], results(compile_variant(load_variant(tmp_path / "plain.py")), call, {}))
     kind, text = found["mistakes"]["learns"]
     assert kind == "NotBuiltError"

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from attncompiler.errors import AttnCompilerError
 from attncompiler.ir.location import Location
@@ -176,7 +176,7 @@ class _Carrier:
                 _use(function, tree, name),
             )
 
-    def _refuse(self, owner: str, detail: str, fix: str, location: Location | None) -> Any:
+    def _refuse(self, owner: str, detail: str, fix: str, location: Location | None) -> NoReturn:
         raise CarryError(location=location, owner=owner, detail=detail, fix=fix)
 
 

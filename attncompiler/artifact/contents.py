@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from attncompiler.artifact import cpp
+from attncompiler.artifact.backend import Backend, PackagedKernel
 from attncompiler.artifact.definition import Definition, rendered, support_files
 from attncompiler.artifact.specialize import Wanted
 from attncompiler.check import reads_keys_at_queries
@@ -36,6 +36,7 @@ class Request:
     """What a package is made for: its name, the call's dimensions, the dtypes, and the command that makes it."""
 
     package: str
+    backend: Backend
     dtypes: tuple[str, ...]
     head_dim: int
     value_dim: int
@@ -48,14 +49,14 @@ def package_files(
     definition: Definition,
     request: Request,
     wanted: Sequence[Wanted],
-    kernels: Sequence[cpp.PackagedKernel],
+    kernels: Sequence[PackagedKernel],
 ) -> dict[str, str]:
     """The text of each file by its path in the package."""
     context = definition.context() | {
         "package": request.package,
         "summary": _summary(definition.variant),
         "docstring": inspect.getdoc(type(definition.variant)) or "",
-        "needs": cpp.NEEDS,
+        "needs": request.backend.needs,
         "kept": [name for name, _ in definition.trace.program.kept],
         "dtypes": request.dtypes,
         "head_dim": request.head_dim,
@@ -71,7 +72,7 @@ def package_files(
         "py.typed": "",
         **{kernel.path: kernel.source for kernel in kernels},
         **definition.files(),
-        **support_files((*MODULES, *cpp.MODULES)),
+        **support_files((*MODULES, *request.backend.modules), request.backend.libraries),
     }
     sums = {path: _sha256(text) for path, text in sorted(files.items())}
     manifest = _manifest(definition, request, wanted, kernels) | {"files": sums}
@@ -83,7 +84,7 @@ def _manifest(
     definition: Definition,
     request: Request,
     wanted: Sequence[Wanted],
-    kernels: Sequence[cpp.PackagedKernel],
+    kernels: Sequence[PackagedKernel],
 ) -> dict[str, Any]:
     """What ``runtime/packaged.py``, ``manifest.py`` and ``selftest.py`` read, and what the package was made of."""
     trace = definition.trace
@@ -97,7 +98,8 @@ def _manifest(
         "command": request.command,
         "attncompiler": version("attncompiler"),
         "torch": torch.__version__,
-        "backend": cpp.BACKEND,
+        "backend": request.backend.name,
+        "device": request.backend.device,
         "dtypes": list(request.dtypes),
         "head_dim": request.head_dim,
         "value_dim": request.value_dim,
@@ -111,7 +113,9 @@ def _manifest(
         "sample": _sample(definition.variant),
         "tokens": 0 if layout is None else layout.size,
         "reads_keys_at_queries": reads_keys_at_queries(definition.compilation.steps[0][1]),
-        "program": cpp.program_entry(definition.compilation, wanted, backward=request.backward),
+        "program": request.backend.program(
+            definition.compilation, wanted, backward=request.backward
+        ),
         "kernels": [kernel.entry for kernel in kernels],
     }
 

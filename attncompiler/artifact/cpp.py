@@ -1,14 +1,15 @@
-"""The C++ kernels of a package: turns a compilation into sources, entries of the manifest, and run-time modules."""
+"""The C++ kernels of a package: turns a compilation into sources and entries of the manifest."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attncompiler.artifact.backend import Backend, PackagedKernel
 from attncompiler.artifact.specialize import Wanted
 from attncompiler.backends.cpp import Specialization
 from attncompiler.ir.program import TensorDecl
@@ -19,21 +20,6 @@ from attncompiler.runtime.kernels import Kernels
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
 
-BACKEND = "cpp"
-NEEDS = " and a C++ compiler"
-# What a package needs besides the modules that every package has.
-MODULES = ("runtime.packaged_cpp",)
-
-
-@dataclass(frozen=True, slots=True)
-class PackagedKernel:
-    """One kernel: its path in the package, its source, its entry in the manifest, and what is built of it here."""
-
-    path: str
-    source: str
-    entry: dict[str, Any]
-    built: BuiltKernel
-
 
 def packaged_kernels(
     compilation: Compilation, wanted: Sequence[Wanted], *, backward: bool
@@ -43,38 +29,46 @@ def packaged_kernels(
     There are two backwards where tensors learn: one for calls that want their gradients, one for all others.
     """
     kernels = Kernels(compilation)
-    kernel = compilation.kernel
+    name, kernel = kernels.name, compilation.kernel
     for spec in wanted:
-        made = _specialization(spec, kernel.tensors)
-        yield _packaged(spec, "forward", made, kernel.tensors, kernels.build(made))
+        built = kernels.build(_specialization(spec, kernel.tensors))
+        types = _types(spec, kernel.tensors)
+        yield PackagedKernel.of(built, "forward", spec.dims, types, entry=_entry(name, built))
     if kernel.planned:
-        plan = compilation.tile_plan
-        for real in dict.fromkeys(
-            "float64" if x.dims[0] == "float64" else "float32" for x in wanted
-        ):
-            like = next(x for x in wanted if (x.dims[0] == "float64") == (real == "float64"))
-            spec = Wanted((real, 1, 1), like.tensors)
-            made = _specialization(spec, plan.tensors)
-            signature = asdict(plan_signature(plan))
-            built = kernels.build_planner(made)
-            yield _packaged(spec, "tiles", made, plan.tensors, built, signature=signature)
+        yield from _planners(kernels, wanted)
     if not backward:
         return
     for spec in wanted:
         for learns in dict.fromkeys((kernels.learns, frozenset[str]())):
             loops = kernels.loops(learns)
-            made = _specialization(spec, loops.tensors)
-            name = "backward" if learns == kernels.learns else "backward_of_inputs"
-            yield _packaged(
-                spec,
+            built = kernels.build_backward(_specialization(spec, loops.tensors), learns)
+            yield PackagedKernel.of(
+                built,
                 "backward",
-                made,
-                loops.tensors,
-                kernels.build_backward(made, learns),
-                name=name,
+                spec.dims,
+                _types(spec, loops.tensors),
+                name="backward" if learns == kernels.learns else "backward_of_inputs",
                 wanted=sorted(learns),
                 signature=asdict(backward_signature(loops)),
+                entry=_entry(name, built),
             )
+
+
+def _planners(kernels: Kernels, wanted: Sequence[Wanted]) -> Iterator[PackagedKernel]:
+    """The planning kernels of the mask, one for each type that kernels compute in."""
+    plan = kernels.compilation.tile_plan
+    reals = {"float64" if spec.dims[0] == "float64" else "float32": spec for spec in wanted}
+    for real, like in reals.items():
+        spec = Wanted((real, 1, 1), like.tensors)
+        built = kernels.build_planner(_specialization(spec, plan.tensors))
+        yield PackagedKernel.of(
+            built,
+            "tiles",
+            spec.dims,
+            _types(spec, plan.tensors),
+            signature=asdict(plan_signature(plan)),
+            entry=_entry(kernels.name, built),
+        )
 
 
 def program_entry(
@@ -99,35 +93,25 @@ def program_entry(
     }
 
 
+def _types(spec: Wanted, read: Sequence[TensorDecl]) -> dict[str, str]:
+    return {t.name: spec.tensors[t.name] for t in read}
+
+
 def _specialization(spec: Wanted, read: Sequence[TensorDecl]) -> Specialization:
     return Specialization(*spec.dims, tuple(spec.tensors[t.name] for t in read))
 
 
-def _packaged(
-    spec: Wanted,
-    kind: str,
-    made: Specialization,
-    read: Sequence[TensorDecl],
-    built: BuiltKernel,
-    *,
-    name: str = "",
-    wanted: Sequence[str] = (),
-    signature: dict[str, Any] | None = None,
-) -> PackagedKernel:
-    source = built.path_source.read_text()
-    dtype, head_dim, value_dim = spec.dims
-    stem = f"{name or kind}_{dtype}"
-    path = f"kernels/{stem}{built.path_source.suffix}"
-    entry = {
-        "kind": kind,
-        "file": path,
-        "sha256": hashlib.sha256(source.encode()).hexdigest(),
-        "dtype": dtype,
-        "head_dim": head_dim,
-        "value_dim": value_dim,
-        "tensors": dict(zip((t.name for t in read), made.tensors, strict=True)),
-        "wanted": list(wanted),
-        "stem": stem,
-        "signature": signature,
-    }
-    return PackagedKernel(path, source, entry, built)
+def _entry(name: str, built: BuiltKernel) -> str:
+    """What tells the kernel's kind in the cache, where the package finds what has been built here."""
+    return built.path_library.parent.name.rpartition("-")[0].removeprefix(f"{name.lower()}_")
+
+
+CPP = Backend(
+    name="cpp",
+    device="cpu",
+    needs=" and a C++ compiler",
+    libraries=frozenset({"torch"}),
+    modules=("runtime.packaged_cpp",),
+    kernels=packaged_kernels,
+    program=program_entry,
+)

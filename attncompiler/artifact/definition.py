@@ -11,6 +11,7 @@ from attncompiler.artifact.arguments import Argument, arguments_of
 from attncompiler.artifact.carried import Carried, CarryError, carried
 from attncompiler.artifact.portable import copied
 from attncompiler.backends.torch_dense import dense_context, package_environment, render_dense
+from attncompiler.caller import class_location
 from attncompiler.frontend import Trace, definition_of
 from attncompiler.variant import Variant
 
@@ -39,6 +40,13 @@ class Definition:
                 owner=f"{self.name} ({name})",
                 detail="a formula reads a torch tensor that was made outside of it",
                 fix='declare it, bias = Tensor("h"), and pass it at the call',
+            )
+        if any(argument.name == "dtype" for argument in self.arguments):
+            raise CarryError(
+                location=class_location(type(self.variant)),
+                owner=f"{self.name}.dtype",
+                detail="its dense definition has an argument of that name",
+                fix="choose another name",
             )
         _ = self.code
 
@@ -133,6 +141,8 @@ def rendered(template: str, context: dict[str, Any]) -> str:
     return package_environment().get_template(template).render(**context)
 
 
-def support_files(modules: tuple[str, ...]) -> dict[str, str]:
+def support_files(
+    modules: tuple[str, ...], libraries: frozenset[str] = frozenset({"torch"})
+) -> dict[str, str]:
     """Copies of run-time modules, by their path in a package."""
-    return {f"{SUPPORT}/{path}": text for path, text in copied(modules).items()}
+    return {f"{SUPPORT}/{path}": text for path, text in copied(modules, libraries).items()}

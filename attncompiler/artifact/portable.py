@@ -27,11 +27,11 @@ class Import:
 
 
 def copied(
-    roots: Iterable[str], *, besides: frozenset[str] = frozenset({"torch"})
+    roots: Iterable[str], libraries: frozenset[str] = frozenset({"torch"})
 ) -> dict[str, str]:
     """The text of each file by its path in the new package, for modules such as ``"runtime.packaged"``.
 
-    ``besides`` are the libraries that may be imported. Raises InternalError for a module that needs more.
+    ``libraries`` may be imported besides Python's own. Raises InternalError for a module that needs more.
     """
     found: dict[str, str] = {}
     queue = list(roots)
@@ -41,7 +41,7 @@ def copied(
         if path in found:
             continue
         text = _source(module)
-        imports = list(_imports(module, text, besides))
+        imports = list(_imports(module, text, libraries))
         queue += [need for found_import in imports for need in found_import.needs]
         found[path] = _relative(module, text, imports)
     for folder in {path.rpartition("/")[0] for path in found}:
@@ -65,7 +65,7 @@ def _is_module(name: str) -> bool:
     return bool(name) and resources.files(PACKAGE).joinpath(*_path(name)).is_file()
 
 
-def _imports(module: str, text: str, besides: frozenset[str]) -> Iterator[Import]:
+def _imports(module: str, text: str, libraries: frozenset[str]) -> Iterator[Import]:
     for node in ast.walk(ast.parse(text)):
         match node:
             case ast.Import(names=aliases):
@@ -83,7 +83,7 @@ def _imports(module: str, text: str, besides: frozenset[str]) -> Iterator[Import
             case _:
                 continue
         for top in tops:
-            if top not in besides and top not in sys.stdlib_module_names:
+            if top not in libraries and top not in sys.stdlib_module_names:
                 raise InternalError("portable", f"{module} imports {top}: a package has no such")
 
 

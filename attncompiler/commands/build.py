@@ -56,8 +56,8 @@ def build(
     with console.status("importing torch"):
         import torch  # noqa: F401  its own line in the report: it takes longer than a build
 
+        from attncompiler.artifact.backends import BACKENDS, USUAL
         from attncompiler.artifact.contents import Request, package_files
-        from attncompiler.artifact.cpp import packaged_kernels
         from attncompiler.artifact.definition import Definition
         from attncompiler.artifact.publish import check_folder, publish
         from attncompiler.artifact.specialize import specializations
@@ -71,10 +71,11 @@ def build(
     _report("derive", clock)
     definition = None if out is None else Definition(operator.compilation)
     dims = head_dim, value_dim or head_dim
+    target = BACKENDS[USUAL if backend == "auto" else backend]
     wanted = specializations(operator.compilation, tuple(dict.fromkeys(dtypes)), *dims)
     kernels = []
     with console.status("building"):
-        for kernel in packaged_kernels(operator.compilation, wanted, backward=backward):
+        for kernel in target.kernels(operator.compilation, wanted, backward=backward):
             kernels.append(kernel)
             for stage, seconds in kernel.built.seconds.items():
                 click.echo(
@@ -90,6 +91,7 @@ def build(
         package = out.resolve().name
         request = Request(
             package=package,
+            backend=target,
             dtypes=tuple(dict.fromkeys(dtypes)),
             head_dim=dims[0],
             value_dim=dims[1],

@@ -63,4 +63,4 @@ class PackagedKernels(ManifestKernels):
     def build(self, kernel: Json) -> BuiltKernel:
         """One of the listed kernels on disk."""
         source = self.folder / kernel["file"]
-        return build(self.name, kernel["stem"], source.read_text)
+        return build(self.name, kernel["entry"], source.read_text)

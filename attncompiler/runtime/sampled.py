@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from attncompiler.ir.declared import Kind
 from attncompiler.sampling import sample_tensors
 
 
@@ -16,7 +17,7 @@ class DrawnTensor:
     """A declared tensor and the values that tests may give it; see ``sampling.Drawable``."""
 
     axes: tuple[str | int, ...]
-    kind: str
+    kind: Kind
     dtype: object
     low: float | None
     high: float | None

@@ -89,6 +89,9 @@ class SelfTest:
         view.__dict__.update(self.manifest["call"]["values"])
         view.__dict__.update(params, tensors=self.tensors)
         q, k, v, tensors = draw_inputs(case, view.sample, prepares=self.prepares)
+        device = self.manifest["device"]
+        q, k, v = q.to(device), k.to(device), v.to(device)
+        tensors = {name: x.to(device) for name, x in tensors.items()}
         given = dict(params)
         given.pop("scale", None)
 

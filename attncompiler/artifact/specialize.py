@@ -36,9 +36,11 @@ def specializations(
 def _specialization(compilation: Compilation, dtype: str, head_dim: int, value_dim: int) -> Wanted:
     trace = compilation.trace
     read = trace.program.tensors
+    # Calls in float64 have tensors in float64: a gradient is no more exact than the type of its tensor.
+    wide = [t.name for t in read if t.kind == "float"] if dtype == "float64" else []
+    usual = usual_types(read, trace.tensors, dict.fromkeys(wide, torch.float64))
+    named = {t.name: x for t, x in zip(read, usual, strict=True)}
     if not hasattr(trace.variant, "prepare"):
-        types = usual_types(read, trace.tensors, {})
-        named = {t.name: x for t, x in zip(read, types, strict=True)}
         return Wanted((dtype, head_dim, value_dim), named)
     # What prepare makes of a small call tells.
     case = Case(B=1, H=2, G=1, M=4, N=8, D=head_dim, Dv=value_dim, dtype=dtype)
@@ -49,6 +51,5 @@ def _specialization(compilation: Compilation, dtype: str, head_dim: int, value_d
     with torch.no_grad():
         q, _, v, tensors = run_prepare(trace.variant, q, k, v, tensors, params=trace.params)
     known = {dtype: name for types in CAPTURED_TYPES.values() for dtype, name in types.items()}
-    named = {n: known[t.dtype] for n, t in tensors.items() if t.dtype in known}
-    usual = zip((t.name for t in read), usual_types(read, trace.tensors, {}), strict=True)
-    return Wanted((ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]), dict(usual) | named)
+    named |= {n: known[t.dtype] for n, t in tensors.items() if t.dtype in known}
+    return Wanted((ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]), named)

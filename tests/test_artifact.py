@@ -206,7 +206,7 @@ def test_a_package_does_what_the_operator_does(everything: Path, operator: Opera
         ("tensor type", "NotBuiltError", "pass sink.to(torch.float32)"),
         ("extent", "ShapeError", "has extent 2"),
         ("missing", "MissingTensorError", "needs the tensor 'sink' of axes (h)"),
-        ("missing for prepare", "MissingTensorError", "'raw'"),
+        ("missing for prepare", "TypeError", "required keyword-only argument: 'raw'"),
         ("unknown", "TypeError", "unexpected keyword argument 'slope'"),
         ("window", "ParameterTypeError", "'window'"),
         ("limit", "TooSmallError", "at least 0"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from attncompiler.frontend import Trace
+from attncompiler.runtime.prepared import wanted_by
 from attncompiler.sampling import SIZE_OF
 
 
@@ -24,22 +25,18 @@ class Argument:
 def arguments_of(trace: Trace) -> list[Argument]:
     """The tensors, those that must be given first, then the parameters; both in the order of the class."""
     cls = type(trace.variant)
-    prepares = hasattr(trace.variant, "prepare")
+    prepare = getattr(trace.variant, "prepare", None)
+    # What prepare names without a default; others it may make itself.
+    required = {n for n, how in wanted_by(prepare) if how == "required"} if prepare else set()
     read = {t.name for t in trace.program.tensors}
     tensors = []
     for name, declared in cls._tensors.items():
-        needed = name in read and not prepares
+        needed = name in required or (name in read and prepare is None)
         dtype = declared.dtype if isinstance(declared.dtype, torch.dtype) else None
         kind = str(dtype).removeprefix("torch.") if dtype else declared.kind
         shape = ", ".join(SIZE_OF.get(str(a), str(a)) for a in declared.axes)
-        more = (
-            ""
-            if needed
-            else "; may be left out where prepare gives it"
-            if prepares
-            else "; not read"
-        )
-        text = f"{kind} tensor ``[{shape}]``{more}."
+        optional = "not read" if prepare is None else "may be left out where prepare gives it"
+        text = f"{kind} tensor ``[{shape}]``{'' if needed else f'; {optional}'}."
         annotation = "torch.Tensor" if needed else "torch.Tensor | None"
         tensors.append(Argument(name, annotation, None if needed else "None", text, True))
     tensors.sort(key=lambda argument: argument.default is not None)

@@ -130,20 +130,22 @@ def _summary(variant: Variant) -> str:
 
 def _sample(variant: Variant) -> dict[str, Any]:
     """What the self test draws tensors from."""
-    dtypes = {n: t.dtype for n, t in type(variant)._tensors.items()}
     return {
         name: {
             "axes": list(tensor.axes),
             "kind": tensor.kind,
-            "dtype": str(dtypes[name]).removeprefix("torch.")
-            if isinstance(dtypes[name], torch.dtype)
-            else None,
+            "dtype": _name(tensor.dtype),
             "low": tensor.low,
             "high": tensor.high,
             "extent": tensor.extent,
         }
         for name, tensor in type(variant)._tensors.items()
     }
+
+
+def _name(dtype: object) -> str | None:
+    """A torch dtype in a declaration; None for a kind."""
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else None
 
 
 def _sha256(text: str) -> str:

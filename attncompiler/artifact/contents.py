@@ -7,13 +7,13 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from typing import Any
 
 import torch
 
 from attncompiler.artifact.backend import Backend, PackagedKernel
-from attncompiler.artifact.definition import Definition, rendered, support_files
+from attncompiler.artifact.definition import SUPPORT, Definition, rendered, support_files
 from attncompiler.artifact.specialize import Wanted
 from attncompiler.check import reads_keys_at_queries
 from attncompiler.frontend import definition_of
@@ -74,6 +74,9 @@ def package_files(
         **definition.files(),
         **support_files((*MODULES, *request.backend.modules), request.backend.libraries),
     }
+    licence = distribution("attncompiler").read_text("licenses/LICENSE")
+    if licence is not None:  # the terms under which run-time files are passed on
+        files[f"{SUPPORT}/LICENSE"] = licence
     sums = {path: _sha256(text) for path, text in sorted(files.items())}
     manifest = _manifest(definition, request, wanted, kernels) | {"files": sums}
     files["manifest.json"] = json.dumps(manifest, indent=1) + "\n"

@@ -22,7 +22,7 @@ from attncompiler.ir.ops import Kind
 from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.tiles import CORNERS, tile_set
 from attncompiler.recorder import Recorder
-from attncompiler.runtime.errors import DeviceError
+from attncompiler.runtime.call_checks import refuse_device
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -176,7 +176,7 @@ class _Seen:
         tensors = tuple(getattr(block_mask, name) for name in _LISTS)
         for name, x in zip(_LISTS, tensors, strict=True):
             if x is not None and x.device.type != "cpu":
-                raise DeviceError(name=f"block_mask.{name}", device=x.device)
+                refuse_device(f"block_mask.{name}", x.device, "its lists are read on the CPU", "cpu")
         form = (tuple(block_mask.BLOCK_SIZE), tuple(block_mask.seq_lengths))
         return cls(tensors, tuple(map(content_of, tensors)), form)
 

@@ -48,7 +48,7 @@ PASSES: tuple[tuple[str, Callable[[Program], Program]], ...] = (
     ("stabilize", stabilize),
     ("use_exp2", use_exp2),
 )
-BACKENDS = ("cpp", "dense")
+BACKENDS = ("cpp", "triton", "dense")
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class Compilation:
 
 @overload
 def compile(
-    variant: Variant | type[Variant], backend: Literal["auto", "cpp"] = "auto"
+    variant: Variant | type[Variant], backend: Literal["auto", "cpp", "triton"] = "auto"
 ) -> Operator: ...
 @overload
 def compile(variant: Variant | type[Variant], backend: Literal["dense"]) -> DenseOperator: ...
@@ -104,9 +104,9 @@ def compile(variant: Variant | type[Variant], backend: str = "auto") -> Operator
     instance = variant() if inspect.isclass(variant) else variant
     if not isinstance(instance, Variant):
         raise VariantTypeError(found=repr(variant))
-    return (
-        DenseOperator(instance) if backend == "dense" else Operator(compile_levels(trace(instance)))
-    )
+    if backend == "dense":
+        return DenseOperator(instance)
+    return Operator(compile_levels(trace(instance)), backend)
 
 
 def compile_levels(traced: Trace) -> Compilation:

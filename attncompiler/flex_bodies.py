@@ -64,7 +64,11 @@ class BodyRecorder(Recorder):
         """See Recorder; a tensor that kernels cannot read is refused here, where its line is known."""
         if tensor.device != self._device:
             raise DeviceError(
-                location=self.here(), name="a tensor that the body reads", device=tensor.device
+                location=self.here(),
+                name="a tensor that the body reads",
+                device=tensor.device,
+                why=f"the query is on {self._device}",
+                fix=f'tensor.to("{self._device}")',
             )
         if not any(tensor.dtype in known for known in CAPTURED_TYPES.values()):
             raise DtypeError(

@@ -22,11 +22,10 @@ from attncompiler.backends.cpp_context import (
     PRODUCTS,
     Specialization,
     StatText,
-    identifier,
-    tensor_name,
 )
 from attncompiler.backends.cpp_expr import Definition
 from attncompiler.backends.cpp_loops import LoopPrinter
+from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.ir.backward import Backward, BackwardPass, Scatter
 from attncompiler.ir.expr import (
     Call,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from attncompiler.backends.cpp_expr import Definition
@@ -20,7 +19,6 @@ CPP_TYPES = {
     "uint8": "uint8_t",
     "bool": "bool8",
 }
-INT_BOUNDS = {"int32": 2**31, "int16": 2**15, "int8": 2**7, "uint8": 2**8, "bool": 1}
 # How many bfloat16 numbers add up to an element, where a matrix unit multiplies those; 0: it has no use for one.
 PIECES = {"float32": 3, "bfloat16": 1, "float16": 2, "float64": 0}
 # The products of pieces that count, in an order in which neighbours share a factor.
@@ -181,13 +179,3 @@ class Context:
     scale_late: bool
     pieces: int
     products: list[tuple[int, int]]
-
-
-def identifier(name: str) -> str:
-    """A C++ identifier part for any name the IR uses; distinct names stay distinct."""
-    return re.sub(r"[^A-Za-z0-9]", lambda m: f"_{ord(m[0]):x}_" if m[0] != "_" else "_", name)
-
-
-def tensor_name(name: str) -> str:
-    """Field of the argument block for a captured tensor."""
-    return f"t_{identifier(name)}"

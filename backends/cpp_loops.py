@@ -7,24 +7,15 @@ from typing import Any
 
 from attncompiler.backends.cpp_context import (
     CPP_TYPES,
-    INT_BOUNDS,
     REAL_BYTES,
     RangesText,
     SpanText,
     Specialization,
     TensorText,
-    identifier,
-    tensor_name,
 )
-from attncompiler.backends.cpp_expr import (
-    INT32_MAX,
-    POSITION_LIMIT,
-    Definition,
-    LanePrinter,
-    ScalarPrinter,
-    Text,
-    bound,
-)
+from attncompiler.backends.cpp_expr import Definition, LanePrinter, ScalarPrinter, Text
+from attncompiler.backends.magnitudes import INT32_MAX, INT_BOUNDS, POSITION_LIMIT, bound
+from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.ir.expr import (
     Dot,
     Expr,

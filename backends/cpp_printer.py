@@ -14,10 +14,10 @@ from attncompiler.backends.cpp_context import (
     StatText,
     SweepText,
     WeightText,
-    identifier,
 )
 from attncompiler.backends.cpp_expr import Definition
 from attncompiler.backends.cpp_loops import LANE_TYPES, LoopPrinter
+from attncompiler.backends.names import identifier
 from attncompiler.ir.expr import Call, Dot, Expr, OldStat, Score, Stat, walk
 from attncompiler.ir.kernel import Kernel, KernelPass, StatUpdate, WeightTile
 

@@ -41,13 +41,16 @@ def content_key(*parts: str) -> str:
     return digest.hexdigest()[:24]
 
 
-def entry(name: str, key: str, fill: Callable[[Path], None]) -> tuple[Path, bool]:
+def entry(
+    name: str, key: str, fill: Callable[[Path], None], root: Path | None = None
+) -> tuple[Path, bool]:
     """The folder of an entry, made by ``fill(folder)`` when it is missing or damaged, and whether it was there.
 
-    ``name`` is a readable prefix of the folder's name. What ``fill`` raises passes through and leaves no entry; a
-    cache that cannot be written is a CacheError. A finished entry is read from a read-only cache without complaint.
+    ``name`` is a readable prefix of the folder's name, ``root`` the folder it is in (the user's cache). What ``fill``
+    raises passes through and leaves no entry; a cache that cannot be written is a CacheError. A finished entry is read
+    from a read-only cache without complaint.
     """
-    folder = cache_folder() / f"{name}-{key}"
+    folder = (root or cache_folder()) / f"{name}-{key}"
     if _intact(folder):
         return folder, True
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ CAPTURED_TYPES: dict[str, dict[torch.dtype, str]] = {
     },
     "bool": {torch.bool: "bool"},
 }
+DEVICES = ("cpu", "cuda")
 LARGEST_HEAD = 512
 LARGEST_POSITION = 2**30
 
@@ -45,13 +46,13 @@ LARGEST_POSITION = 2**30
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
     """Raise the error that fits when q, k and v are not what attention takes.
 
-    q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]``; H is a multiple of G; one floating dtype; on the
-    CPU; last axes contiguous; positions below 2**30. Symbolic lengths of a trace stand for numbers that the call of
+    q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]``; H is a multiple of G; one floating dtype; on one
+    device, the CPU or a GPU; last axes contiguous; positions below 2**30. Symbolic lengths of a trace stand for numbers that the call of
     the traced operator checks.
     """
     named = (("q", q), ("k", k), ("v", v))
     for name, x in named:
-        check_storage(name, x)
+        check_storage(name, x, None if name == "q" else q.device)
         if x.dim() != 4:
             raise errors.ShapeError(
                 name=name,
@@ -84,6 +85,13 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
             limit="positions run from 0 to 2**30 - 1",
             fix="split the sequence, or pass the position of the first query",
         )
+
+
+def sizes_of(q: Tensor, v: Tensor) -> dict[str, int]:
+    """The sizes that axes of captured tensors are declared over."""
+    batch, heads, queries, _ = q.shape
+    _, groups, keys, value_dim = v.shape
+    return {"B": batch, "H": heads, "G": groups, "M": queries, "N": keys, "Dv": value_dim}
 
 
 def within_positions(q_start: int) -> bool:
@@ -131,20 +139,28 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
             )
 
 
-def check_storage(name: str, x: object) -> None:
-    """Raise unless ``x`` is an ordinary tensor on the CPU; fake tensors of a tracer are."""
+def check_storage(name: str, x: object, device: torch.device | None = None) -> None:
+    """Raise unless ``x`` is an ordinary tensor on ``device``, or on any that has kernels; fake tensors of a tracer are."""
     if not isinstance(x, Tensor):
         raise DtypeError(
             name=name,
             detail=f"expected a torch tensor, got {type(x).__name__}",
             fix="pass a tensor",
         )
-    if x.device.type != "cpu":
-        raise DeviceError(name=name, device=x.device)
+    if x.device.type not in DEVICES:
+        refuse_device(name, x.device, "kernels run on the CPU and on CUDA devices", "cpu")
+    if device is not None and x.device != device:
+        refuse_device(name, x.device, f"q is on {device}", str(device))
     if x.layout != torch.strided:
         raise DtypeError(
             name=name, detail=f"its layout is {x.layout}", fix=f"pass {name}.to_dense()"
         )
+
+
+def refuse_device(name: str, device: torch.device, why: str, target: str) -> NoReturn:
+    """Raise the error of a tensor that should be on another device."""
+    fix = f"{name}.cpu()" if target == "cpu" else f'{name}.to("{target}")'
+    raise DeviceError(name=name, device=device, why=why, fix=fix)
 
 
 def check_transforms(name: str, x: object) -> None:
@@ -166,8 +182,12 @@ def check_tensors(
     declarations: Sequence[TensorDecl],
     given: Sequence[Tensor | None],
     sizes: Mapping[str, int],
+    device: torch.device | None = None,
 ) -> tuple[str, ...]:
-    """The element types of the captured tensors, after checking kinds and extents against the declarations."""
+    """The element types of the captured tensors, after checking kinds and extents against the declarations.
+
+    They must be on ``device``, where that is given.
+    """
     free: dict[str, tuple[int, str]] = {}
     types = []
     for decl, x in zip(declarations, given, strict=True):
@@ -175,14 +195,14 @@ def check_tensors(
             raise errors.MissingTensorError(
                 variant=variant, name=decl.name, axes=", ".join(map(str, decl.axes))
             )
-        types.append(check_tensor(decl, x))
+        types.append(check_tensor(decl, x, device))
         _check_extents(decl, x, sizes, free)
     return tuple(types)
 
 
-def check_tensor(decl: TensorDecl, x: Tensor) -> str:
+def check_tensor(decl: TensorDecl, x: Tensor, device: torch.device | None = None) -> str:
     """The element type of one captured tensor, after checking its kind and the number of its axes."""
-    check_storage(decl.name, x)
+    check_storage(decl.name, x, device)
     known = CAPTURED_TYPES[decl.kind]
     if x.dtype not in known:
         raise DtypeError(

@@ -13,20 +13,22 @@ from attncompiler.runtime.call_checks import (
     check_storage,
     check_tensors,
     check_transforms,
+    sizes_of,
     within_positions,
 )
-from attncompiler.runtime.launch import Launcher, is_plain, sizes_of
+from attncompiler.runtime.engine import EngineSet
+from attncompiler.runtime.launch import is_plain
 from attncompiler.runtime.registration import register
-from attncompiler.runtime.signature import KernelSet
 
 
 class Dispatch:
     """One variant's kernels as a function of tensors; ``registered`` are its operators of torch."""
 
-    def __init__(self, kernels: KernelSet) -> None:
+    def __init__(self, engines: EngineSet) -> None:
+        kernels = engines.kernels
         self.name = kernels.name
-        self.registered = register(kernels)
-        self._launch = Launcher(kernels)
+        self.registered = register(engines)
+        self._engines = engines
         self._tensors = kernels.signature.tensors
         self._reads = tuple(t.name for t in self._tensors)
 
@@ -47,7 +49,7 @@ class Dispatch:
         None is 1/sqrt(D). Raises what ``check_inputs``, ``check_tensors`` and ``check_transforms`` raise.
         """
         if not torch.compiler.is_compiling() and is_plain((q, k, v, *captured)):
-            out, kept, _, _ = self._launch(
+            out, kept, _, _ = self._engines.of(q).forward(
                 q,
                 k,
                 v,
@@ -65,10 +67,10 @@ class Dispatch:
             for name, x in tensors.items():
                 check_transforms(name, x)
                 if x is not None or name in "qkv":
-                    check_storage(name, x)
+                    check_storage(name, x, None if name == "q" else q.device)
             if any(x is None for x in captured) or not within_positions(q_start):
                 check_inputs(q, k, v, q_start)
-                check_tensors(self.name, self._tensors, captured, sizes_of(q, v))
+                check_tensors(self.name, self._tensors, captured, sizes_of(q, v), q.device)
         train = torch.is_grad_enabled() and any(
             x is not None and x.requires_grad for x in tensors.values()
         )
@@ -88,5 +90,5 @@ def _scale(given: float | None, q: Tensor) -> float:
 def autocast(x: Tensor) -> Tensor:
     """As ``scaled_dot_product_attention``: float64 stays, other floating tensors take autocast's type."""
     if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype("cpu"))
+        return x.to(torch.get_autocast_dtype(x.device.type))
     return x

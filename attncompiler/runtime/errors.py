@@ -39,6 +39,20 @@ class CompilerFailedError(AttnCompilerError):
     )
 
 
+class UnknownTargetError(AttnCompilerError):
+    """The name of a GPU architecture that kernels are not planned for."""
+
+    message = "there is no GPU architecture {name!r} here"
+    advice = "choose one of {known}"
+
+
+class MissingTritonError(AttnCompilerError):
+    """Triton, which compiles GPU kernels, is not installed."""
+
+    message = "kernels for GPUs need Triton, which is not installed"
+    advice = "install it: pip install triton (Linux on x86-64)"
+
+
 class CacheError(AttnCompilerError):
     """The folder for built kernels cannot be written."""
 
@@ -61,10 +75,10 @@ class DtypeError(AttnCompilerError):
 
 
 class DeviceError(AttnCompilerError):
-    """A tensor on a device the backend does not run on."""
+    """A tensor on a device the backend does not run on, or on another one than q."""
 
-    message = "{name} is on {device}, the cpp backend runs on the CPU"
-    advice = "move it: {name}.cpu()"
+    message = "{name} is on {device}, {why}"
+    advice = "move it: {fix}"
 
 
 class LayoutError(AttnCompilerError):

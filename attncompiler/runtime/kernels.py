@@ -39,6 +39,7 @@ class Kernels:
         self.kernel = compilation.kernel
         self.name = compilation.plan.program.name
         self.signature = forward_signature(self.kernel)
+        self.kept = self.signature.kept
         self.dot_factor = compilation.plan.program.dot_factor
         self._libraries: dict[Specialization, Library] = {}
         self._backward_libraries: dict[
@@ -177,14 +178,18 @@ class Kernels:
             regenerate=self._command(spec),
         )
 
-    # -- inside ------------------------------------------------------------------------------------------------
-
-    def _command(self, spec: Specialization, flag: str = "") -> str:
+    def command(self, options: str) -> str:
+        """What prints a source again."""
         if self.compilation.trace.origin:
             return self.compilation.trace.origin
         cls = type(self.compilation.trace.variant)
+        return f"attncompiler build {_file_of(cls)} --name {cls.__name__} {options}"
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _command(self, spec: Specialization, flag: str = "") -> str:
         options = f"--dtype {spec.dtype} --head-dim {spec.head_dim} --value-dim {spec.value_dim}"
-        return f"attncompiler build {_file_of(cls)} --name {cls.__name__} {options}{flag}"
+        return self.command(f"{options}{flag}")
 
 
 def _apart(derive: Callable[[], T]) -> T:

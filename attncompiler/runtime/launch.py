@@ -16,6 +16,7 @@ from attncompiler.runtime.call_checks import (
     LARGEST_POSITION,
     check_inputs,
     check_tensors,
+    sizes_of,
 )
 from attncompiler.runtime.library import Layout, Library
 from attncompiler.runtime.signature import KernelSet, real_of
@@ -78,7 +79,7 @@ class Launcher:
         self._none_kept = (None,) * len(kernels.signature.kept)
         self._sites: dict[tuple[object, ...], Site] = {}
 
-    def __call__(
+    def forward(
         self,
         q: Tensor,
         k: Tensor,
@@ -153,6 +154,55 @@ class Launcher:
         )
         return out, kept, saved, value
 
+    def backward(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        grad: Tensor,
+        kept_grads: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
+        *,
+        q_start: int,
+        scale: float,
+        params: Mapping[str, float],
+        saved: Mapping[str, Tensor],
+        value: Tensor,
+        wants: tuple[bool, bool, bool],
+        wanted: frozenset[str],
+    ) -> Gradients:
+        """The gradients of q, k and v as ``wants`` says, and of the tensors in ``wanted``.
+
+        ``inputs`` are q, k and v; ``grad`` [B, H, M, Dv] and ``kept_grads`` [B, H, M] those of the results; ``saved``
+        and ``value`` what the forward kept. All errors of ``check_inputs`` and ``check_tensors``.
+        """
+        kernels = self.kernels
+        q, k, v = inputs
+        types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
+        signature, library = kernels.backward(
+            types_of, (ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]), wanted
+        )
+        tables = kernels.tables(ELEMENT_TYPES[q.dtype], types_of)
+        table = None
+        if tables is not None:
+            read = {name: readable(x) for name, x in tensors.items()}
+            table = tables.table(Sizes.of(q, k), q_start, params, read)
+        return run_backward(
+            signature,
+            library,
+            q,
+            k,
+            v,
+            grad,
+            value=value,
+            saved=saved,
+            kept_grads=kept_grads,
+            tensors=tensors,
+            params=params,
+            q_start=q_start,
+            scale=scale * self._dot_factor,
+            wants=wants,
+            table=table,
+        )
+
     def _checked(
         self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor], q_start: int
     ) -> Site:
@@ -172,64 +222,28 @@ class Launcher:
         return Site(library, layout, shape, LARGEST_POSITION - q.shape[2], holes, sizes, tables)
 
 
-def launch_backward(
+def check_backward(
     kernels: KernelSet,
     inputs: tuple[Tensor, Tensor, Tensor],
     grad: Tensor,
     kept_grads: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
-    *,
     q_start: int,
-    scale: float,
-    params: Mapping[str, float],
     saved: Mapping[str, Tensor],
     value: Tensor,
-    wants: tuple[bool, bool, bool],
-    wanted: frozenset[str],
-) -> Gradients:
-    """The gradients of q, k and v as ``wants`` says, and of the tensors in ``wanted``.
-
-    ``inputs`` are q, k and v; ``grad`` [B, H, M, Dv] and ``kept_grads`` [B, H, M] those of the results; ``saved`` and
-    ``value`` what the forward kept. All errors of ``check_inputs`` and ``check_tensors``.
-    """
+) -> dict[str, str]:
+    """The element types of captured tensors by name, after all checks of a backward call; see ``Launcher.backward``."""
     q, k, v = inputs
     check_inputs(q, k, v, q_start)
     declared = kernels.signature.tensors
-    types = check_tensors(
-        kernels.name, declared, [tensors[t.name] for t in declared], sizes_of(q, v)
-    )
-    names = (t.name for t in declared)
-    dims = ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
+    given = [tensors[t.name] for t in declared]
+    types = check_tensors(kernels.name, declared, given, sizes_of(q, v), q.device)
     _check_shape("the gradient of the output", grad, (*q.shape[:3], v.shape[3]))
     if kernels.reads_value:
         _check_shape("the output row", value, (*q.shape[:3], v.shape[3]))
     for name, x in (*saved.items(), *kept_grads.items()):
         _check_shape(f"statistic {name}", x, tuple(q.shape[:3]))
-    types_of = dict(zip(names, types, strict=True))
-    signature, library = kernels.backward(types_of, dims, wanted)
-    tables = kernels.tables(dims[0], types_of)
-    table = None
-    if tables is not None:
-        sizes = Sizes.of(q, k)
-        read = {name: readable(x) for name, x in tensors.items()}
-        table = tables.table(sizes, q_start, params, read)
-    return run_backward(
-        signature,
-        library,
-        q,
-        k,
-        v,
-        grad,
-        value=value,
-        saved=saved,
-        kept_grads=kept_grads,
-        tensors=tensors,
-        params=params,
-        q_start=q_start,
-        scale=scale * kernels.dot_factor,
-        wants=wants,
-        table=table,
-    )
+    return dict(zip((t.name for t in declared), types, strict=True))
 
 
 def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
@@ -240,10 +254,3 @@ def _check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
             detail=f"it has shape {list(x.shape)}, expected {list(shape)}",
             fix="pass what the forward op returned",
         )
-
-
-def sizes_of(q: Tensor, v: Tensor) -> dict[str, int]:
-    """The sizes that axes of captured tensors are declared over."""
-    batch, heads, queries, _ = q.shape
-    _, groups, keys, value_dim = v.shape
-    return {"B": batch, "H": heads, "G": groups, "M": queries, "N": keys, "Dv": value_dim}

@@ -29,6 +29,7 @@ from attncompiler.runtime.call_checks import (
     check_inputs,
 )
 from attncompiler.runtime.dispatch import Dispatch, autocast
+from attncompiler.runtime.engines import Engines
 from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.kernels import BuiltKernel, Kernels
 from attncompiler.runtime.module import AttentionModule
@@ -61,12 +62,13 @@ class Operator:
     autocast q, k and v are cast as for ``scaled_dot_product_attention``; declared tensors keep their type.
     """
 
-    def __init__(self, compilation: Compilation) -> None:
+    def __init__(self, compilation: Compilation, backend: str = "auto") -> None:
         self.compilation = compilation
         self.variant = compilation.trace.variant
         self.name = compilation.plan.program.name
         self._kernels = Kernels(compilation)
-        self._run = Dispatch(self._kernels)
+        self._engines = Engines(self._kernels, backend)
+        self._run = Dispatch(self._engines)
         self._registered = self._run.registered
         self._prepares = getattr(self.variant, "prepare", None) is not None
         self._prepare_wants = wanted_by(self.variant.prepare) if self._prepares else ()  # type: ignore[attr-defined]
@@ -99,7 +101,7 @@ class Operator:
         """Pickle and copy the variant; loaded kernels belong to a process, which finds them in the cache again."""
         from attncompiler.compiler import compile as compile_variant
 
-        return compile_variant, (self.variant, "cpp")
+        return compile_variant, (self.variant, self._engines.backend)
 
     @shows_call
     def __call__(
@@ -146,7 +148,7 @@ class Operator:
             scale = self._default_scale
         if self._arrangement is not None:
             q, k, v, captured = self._arrangement.inputs(q, k, v, captured, q_start)
-        if torch.is_autocast_enabled("cpu"):
+        if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
             q, k, v = autocast(q), autocast(k), autocast(v)
         run = self
         if sparsity is not None:
@@ -306,7 +308,7 @@ def _compile_listed(number: int, rows: int, columns: int, batch: bool, heads: He
     name = f"blocks_{rows}_{columns}_{'b' if batch else ''}{heads}"
     if not hasattr(operator._listed, name):
         trace, table = restricted(operator.compilation.trace, Form((rows, columns), batch, heads))
-        made = Operator(compile_levels(trace))
+        made = Operator(compile_levels(trace), operator._engines.backend)
         made._table = table
         setattr(operator._listed, name, made)
     return name

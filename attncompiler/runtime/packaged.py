@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from attncompiler.runtime.call_checks import check_least, number
+from attncompiler.runtime.call_checks import check_least, number, refuse_device
 from attncompiler.runtime.dispatch import Dispatch, autocast
+from attncompiler.runtime.engine import Engine
 from attncompiler.runtime.prepared import run_carried, wanted_by
 from attncompiler.runtime.signature import KernelSet
 
@@ -35,10 +36,11 @@ class PackagedOperator:
     ) -> None:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
         call = manifest["call"]
-        kernels = kernels_in(folder, manifest)
+        engines = PackagedEngines(folder, manifest)
+        kernels = engines.kernels
         self.manifest = manifest
         self.name: str = manifest["variant"]
-        self._run = Dispatch(kernels)
+        self._run = Dispatch(engines)
         self._reads = tuple(t.name for t in kernels.signature.tensors)
         self._scalars = tuple(p.name for p in kernels.signature.params)
         self._kept = kernels.signature.kept
@@ -89,7 +91,7 @@ class PackagedOperator:
         captured: Any = [given.get(name) for name in self._reads]
         if self._arrangement is not None:
             q, k, v, captured = self._arrangement.inputs(q, k, v, captured, q_start)
-        if torch.is_autocast_enabled("cpu"):
+        if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
             q, k, v = autocast(q), autocast(k), autocast(v)
         numbers = [values[name] for name in self._scalars]
         out, kept = self._run(q, k, v, captured, q_start, scale, numbers, return_stats)
@@ -101,8 +103,22 @@ class PackagedOperator:
         return out, {name: rows[i] for i, name in enumerate(self._kept)}
 
 
-def kernels_in(folder: Path, manifest: Mapping[str, Any]) -> KernelSet:
-    """The kernels of the package in ``folder``, read by the module of its backend."""
-    module = importlib.import_module(f"{__package__}.packaged_{manifest['backend']}")
-    kernels: KernelSet = module.PackagedKernels(folder, manifest)
-    return kernels
+class PackagedEngines:
+    """The one engine of a package, read by the module of its backend, ``packaged_<backend>.py``.
+
+    That module has ``PackagedKernels``, what the manifest says of the kernels, and ``PackagedEngine``, which runs them.
+    """
+
+    backend = "auto"
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        module = importlib.import_module(f"{__package__}.packaged_{manifest['backend']}")
+        self.kernels: KernelSet = module.PackagedKernels(folder, manifest)
+        self._engine: Engine = module.PackagedEngine(self.kernels)
+        self._device: str = manifest["device"]
+
+    def of(self, q: Tensor) -> Engine:
+        """The engine of a call; DeviceError for a q on another device."""
+        if q.device.type != self._device:
+            refuse_device("q", q.device, f"this package runs on {self._device}", self._device)
+        return self._engine

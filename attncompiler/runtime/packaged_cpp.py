@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from attncompiler.runtime.building import BuiltKernel, build, loaded
+from attncompiler.runtime.launch import Launcher as PackagedEngine
 from attncompiler.runtime.library import BackwardLibrary, Library
 from attncompiler.runtime.manifest import Json, ManifestKernels, backward_signature, plan_signature
 from attncompiler.runtime.signature import BackwardSignature
 from attncompiler.runtime.tile_tables import PlanLibrary, TileTables
+
+__all__ = ["PackagedEngine", "PackagedKernels"]
 
 
 class PackagedKernels(ManifestKernels):

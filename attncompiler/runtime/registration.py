@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from attncompiler.runtime.cache import content_key
-from attncompiler.runtime.call_checks import check_inputs, check_tensors
+from attncompiler.runtime.call_checks import check_inputs, check_tensors, sizes_of
+from attncompiler.runtime.engine import EngineSet
 from attncompiler.runtime.errors import DoubleBackwardError
-from attncompiler.runtime.launch import Launcher, launch_backward, sizes_of
 from attncompiler.runtime.signature import KernelSet, real_of
 
 # The package's own name: a package made by ``attncompiler build`` carries this file and has another.
@@ -51,8 +51,9 @@ _registered: dict[str, Registered] = {}
 _programs: dict[str, _Program] = {}
 
 
-def register(kernels: KernelSet) -> Registered:
+def register(engines: EngineSet) -> Registered:
     """The ops of a compilation. A program has one pair in a process; its newest compilation runs them."""
+    kernels = engines.kernels
     tensors = "".join(f"Tensor tensor_{t.name}, " for t in kernels.signature.tensors)
     params = "".join(f"{_SCHEMA_TYPES[p.kind]} param_{p.name}, " for p in kernels.signature.params)
     call = f"Tensor q, Tensor k, Tensor v, {tensors}SymInt q_start, float scale, {params}"
@@ -64,9 +65,12 @@ def register(kernels: KernelSet) -> Registered:
         f"Tensor grad_{n}" for n in ("q", "k", "v", *(f"tensor_{n}" for n in floats))
     )
     backward = f"(Tensor grad, Tensor? grad_kept, {call}Tensor saved, Tensor value, bool[] wanted) -> ({gradients})"
-    digest = content_key(kernels.identity, forward)[:12]
+    parts: tuple[str, ...] = (kernels.identity, forward)
+    if engines.backend == "triton":  # on the CPU it is another program: an interpreted one
+        parts += ("triton",)
+    digest = content_key(*parts)[:12]
     name = f"{re.sub('[^a-zA-Z0-9_]', '_', kernels.name)}_{digest}"
-    _programs[name] = _Program(kernels, name)
+    _programs[name] = _Program(engines, name)
     if name not in _registered:
         _registered[name] = _define(name, forward, backward)
     return _registered[name]
@@ -76,8 +80,9 @@ def _define(name: str, forward: str, backward: str) -> Registered:
     back = f"{name}_backward"
     LIBRARY.define(name + forward, tags=_TAGS)
     LIBRARY.define(back + backward, tags=_TAGS)
-    LIBRARY.impl(name, lambda *a: _programs[name].forward(*a), "CPU")
-    LIBRARY.impl(back, lambda *a: _programs[name].backward(*a), "CPU")
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(name, lambda *a: _programs[name].forward(*a), device)
+        LIBRARY.impl(back, lambda *a: _programs[name].backward(*a), device)
 
     def register(op: str, fake: Any, gradient: Any, setup_context: Any) -> None:
         qualified = f"{_NAMESPACE}::{op}"
@@ -118,16 +123,16 @@ class _Call:
         """Raise what a call of the operator would; for fake tensors, whose sizes may be symbols."""
         check_inputs(self.q, self.k, self.v, self.q_start)
         sizes = sizes_of(self.q, self.v)
-        check_tensors(kernels.name, kernels.signature.tensors, self.captured, sizes)
+        check_tensors(kernels.name, kernels.signature.tensors, self.captured, sizes, self.q.device)
 
 
 class _Program:
     """What the ops of one program do."""
 
-    def __init__(self, kernels: KernelSet, name: str) -> None:
-        self.kernels = kernels
+    def __init__(self, engines: EngineSet, name: str) -> None:
+        self.engines = engines
+        self.kernels = kernels = engines.kernels
         self.name = name
-        self.launch = Launcher(kernels)
         self.tensors = len(kernels.signature.tensors)
         self.floats = [i for i, t in enumerate(kernels.signature.tensors) if t.kind == "float"]
 
@@ -145,7 +150,7 @@ class _Program:
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         call, (stats, train) = self._call(arguments)
-        out, *rest = self.launch(
+        out, *rest = self.engines.of(call.q).forward(
             call.q,
             call.k,
             call.v,
@@ -231,8 +236,7 @@ class _Program:
         kernel = self.kernels.signature
         captured = dict(zip((t.name for t in kernel.tensors), call.captured, strict=True))
         floats = [kernel.tensors[i].name for i in self.floats]
-        found = launch_backward(
-            self.kernels,
+        found = self.engines.of(call.q).backward(
             (call.q, call.k, call.v),
             grad,
             {}

@@ -116,12 +116,12 @@ NOT_PLANNED = (0,) * 6
 @dataclass(slots=True)
 class _Entry:
     key: tuple[object, ...]
-    contents: tuple[_Content, ...]
+    contents: tuple[Content, ...]
     table: TileTable
 
 
 @dataclass(frozen=True, slots=True)
-class _Content:
+class Content:
     """What tells whether a tensor still holds the numbers that it held: a copy, or its memory and change counter.
 
     Large tensors are not kept alive: memory that was given back may hold anything by now.
@@ -136,8 +136,9 @@ class _Content:
     version: int | None
 
     @classmethod
-    def of(cls, x: Tensor) -> _Content:
-        small = x.numel() * x.itemsize <= _COMPARED_BYTES
+    def of(cls, x: Tensor, *, copies: bool = True) -> Content:
+        """What is known of a tensor now; with ``copies``, small ones are compared number by number later."""
+        small = copies and x.numel() * x.itemsize <= _COMPARED_BYTES
         version = None if x.is_inference() else x._version
         copy, memory = x.detach().clone() if small else None, ref(x.untyped_storage())
         return cls(copy, ref(_owner(x)), memory, x.data_ptr(), version)
@@ -192,7 +193,7 @@ class TileTables:
         tile = _tile(sizes, plan)
         states, _ = self.library(sizes, q_start, numbers, tensors, tile)
         table = TileTable(states, tile)
-        entry = _Entry(key, tuple(map(_Content.of, read)), table)
+        entry = _Entry(key, tuple(map(Content.of, read)), table)
         self.entries = [entry, *self.entries[: _MOST_TABLES - 1]]
         return table
 

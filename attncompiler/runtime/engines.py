@@ -1,0 +1,64 @@
+"""Chooses who runs a call: one engine for each type of device, by the backend that the operator was compiled for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from attncompiler.runtime.call_checks import refuse_device
+from attncompiler.runtime.engine import Engine
+from attncompiler.runtime.kernels import Kernels
+from attncompiler.runtime.launch import Launcher
+
+# The backend that runs on a type of device where the user leaves the choice to us.
+CHOICE = {"cpu": "cpp", "cuda": "triton"}
+
+
+class Engines:
+    """The engines of one operator, each made when a call first needs it."""
+
+    def __init__(self, kernels: Kernels, backend: str) -> None:
+        self.kernels = kernels
+        self.backend = backend
+        self._found: dict[str, Engine] = {}
+
+    def __getitem__(self, device: str) -> Engine:
+        """The engine for a type of device."""
+        found = self._found.get(device)
+        if found is None:
+            found = self._found[device] = _ENGINES[self.name(device)](self.kernels)
+        return found
+
+    def of(self, q: Tensor) -> Engine:
+        """The engine of a call; DeviceError where the backend does not run on the device of q."""
+        device = q.device
+        if device.type not in self._found and self.name(device.type) == "":
+            where = "the CPU" if self.backend == "cpp" else "CUDA devices"
+            target = "cpu" if self.backend == "cpp" else "cuda"
+            refuse_device("q", device, f"the {self.backend} backend runs on {where}", target)
+        return self[device.type]
+
+    def name(self, device: str) -> str:
+        """The backend that runs on a type of device; empty where none does."""
+        if self.backend == "auto":
+            return CHOICE.get(device, "")
+        if CHOICE.get(device) == self.backend:
+            return self.backend
+        return "triton" if self.backend == "triton" and _interprets(device) else ""
+
+
+def _interprets(device: str) -> bool:
+    """Whether Triton kernels are interpreted, on tensors of the CPU."""
+    from attncompiler.runtime.triton_interpreter import is_interpreting
+
+    return device == "cpu" and is_interpreting()
+
+
+def _triton(kernels: Kernels) -> Engine:
+    from attncompiler.runtime.triton_engine import TritonEngine
+
+    return TritonEngine(kernels)
+
+
+_ENGINES: dict[str, Callable[[Kernels], Engine]] = {"cpp": Launcher, "triton": _triton}

@@ -1,0 +1,243 @@
+"""Runs Triton kernels on the tensors of a call: checks it once for each set of shapes, allocates, plans and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from attncompiler.backends.names import tensor_name
+from attncompiler.runtime.backward_plan import Gradients
+from attncompiler.runtime.call_checks import (
+    ELEMENT_TYPES,
+    LARGEST_POSITION,
+    check_inputs,
+    check_tensors,
+    sizes_of,
+)
+from attncompiler.runtime.errors import DtypeError
+from attncompiler.runtime.kernels import Kernels
+from attncompiler.runtime.launch import check_backward
+from attncompiler.runtime.tile_tables import Sizes, readable
+from attncompiler.runtime.triton_backward import run_backward
+from attncompiler.runtime.triton_launch import TileLists, Tiling, run_forward, width_of
+from attncompiler.runtime.triton_planner import Planner
+from attncompiler.runtime.triton_sources import TritonSources
+
+# Calls with lengths that never return (decoding) must not fill the memory.
+_MOST_SITES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all calls with the same shapes, strides and dtypes share."""
+
+    module: ModuleType
+    tiling: Tiling
+    shape: tuple[int, int, int, int]
+    last_start: int
+    holes: bool
+    sizes: Sizes
+    planner: Planner | None
+
+
+class TritonEngine:
+    """The Triton kernels of one compilation."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.sources = TritonSources(kernels)
+        # Tests and tuning choose tiles themselves.
+        self.tiling: Tiling | None = None
+        self._factor = kernels.compilation.plan.program.dot_factor
+        self._sites: dict[tuple[object, ...], Site] = {}
+        self._planners: dict[tuple[str, ...], Planner] = {}
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        captured: Sequence[Tensor],
+        q_start: int,
+        scale: float,
+        numbers: Sequence[float],
+        stats: bool = False,
+        train: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The output [B, H, M, Dv] and what else was asked for, else None; see ``Launcher``."""
+        site = self._site(q, k, v, captured, q_start)
+        if site.holes:
+            captured = [readable(x) for x in captured]
+        kernels = self.kernels
+        out = q.new_empty(site.shape)
+        kept = saved = value = None
+        rows: dict[str, Tensor] = {}
+        if stats:
+            kept = out.new_empty((len(kernels.kept), *site.shape[:3]), dtype=torch.float32)
+        if train:
+            saved = out.new_empty((len(kernels.saved), *site.shape[:3]), dtype=torch.float32)
+            known = dict(zip(kernels.saved, saved.unbind(), strict=True))
+            names = zip(kernels.kernel.plan.stats, self.sources.signature.stats, strict=True)
+            rows = {name: known[s.name] for s, name in names if s.name in known}
+            if kernels.saves_value(q.dtype):
+                value = out.new_empty(site.shape, dtype=torch.float32)
+        run_forward(
+            site.module,
+            self.sources.signature,
+            site.tiling,
+            q,
+            k,
+            v,
+            out,
+            q_start=q_start,
+            scale=scale * self._factor,
+            params=numbers,
+            tensors=captured,
+            kept=kept,
+            saved=rows,
+            value=value,
+            lists=self._lists(site, q, captured, q_start, numbers),
+        )
+        return out, kept, saved, value
+
+    def backward(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        grad: Tensor,
+        kept_grads: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
+        *,
+        q_start: int,
+        scale: float,
+        params: Mapping[str, float],
+        saved: Mapping[str, Tensor],
+        value: Tensor,
+        wants: tuple[bool, bool, bool],
+        wanted: frozenset[str],
+    ) -> Gradients:
+        """The gradients; see ``Launcher.backward``."""
+        kernels = self.kernels
+        q, k, v = inputs
+        types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
+        read = tuple(types_of[t.name] for t in kernels.loops(wanted).tensors)
+        tilings = (self.tiling or default_tiling(q, v),) * 2
+        planner, lists = self._planner(types_of), (None, None)
+        if planner is not None:
+            signature = self.sources.signature
+            sizes = Sizes.of(q, k)
+            lists = tuple(
+                planner.lists(
+                    q.device,
+                    sizes,
+                    q_start,
+                    {argument: params[name] for name, argument in signature.params},
+                    {tensor_name(n): readable(x) for n, x in tensors.items()},
+                    (tiling.block_m, tiling.block_n),
+                    transposed=transposed,
+                )
+                for tiling, transposed in zip(tilings, (False, True), strict=True)
+            )
+        found = run_backward(
+            self.sources.backward(wanted, read),
+            self.sources.backward_signature(wanted),
+            tilings,
+            q,
+            k,
+            v,
+            grad if grad.stride(3) == 1 or grad.shape[3] == 1 else grad.contiguous(),
+            value=value.contiguous() if kernels.gradient.reads_value else None,
+            saved={n: x.contiguous() for n, x in saved.items()},
+            kept_grads={n: x.contiguous() for n, x in kept_grads.items()},
+            tensors=tensors,
+            params=params,
+            q_start=q_start,
+            scale=scale * self._factor,
+            lists=lists,
+        )
+        kept = (x if wanted_ else None for x, wanted_ in zip((found.q, found.k, found.v), wants, strict=True))
+        return Gradients(*kept, found.tensors)
+
+    def _planner(self, types_of: Mapping[str, str]) -> Planner | None:
+        """What lists the tiles of calls with captured tensors of these types; None where kernels find them."""
+        signature = self.sources.signature
+        if not signature.masked or signature.runs:
+            return None
+        read = tuple(types_of[t.name] for t in self.kernels.compilation.tile_plan.tensors)
+        planner = self._planners.get(read)
+        if planner is None:
+            planner = Planner(self.sources.plan(read), self.sources.plan_signature)
+            self._planners[read] = planner
+        return planner
+
+    def _lists(
+        self,
+        site: Site,
+        q: Tensor,
+        captured: Sequence[Tensor],
+        q_start: int,
+        numbers: Sequence[float],
+    ) -> TileLists | None:
+        if site.planner is None:
+            return None
+        kernel, signature = self.kernels.kernel, self.sources.signature
+        return site.planner.lists(
+            q.device,
+            site.sizes,
+            q_start,
+            {name: x for (_, name), x in zip(signature.params, numbers, strict=True)},
+            {name: x for (name, _), x in zip(signature.tensors, captured, strict=True)},
+            (site.tiling.block_m, site.tiling.block_n),
+        )
+
+    def _site(
+        self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor], q_start: int
+    ) -> Site:
+        key: tuple[object, ...] = (
+            *(q.device, q.shape, q.stride(), q.dtype, k.shape, k.stride(), k.dtype),
+            *(v.shape, v.stride(), v.dtype),
+        )
+        for x in captured:
+            key += (x.shape, x.stride(), x.dtype, x.device)
+        site = self._sites.get(key)
+        if site is None:
+            site = self._checked(q, k, v, captured, q_start)
+            if len(self._sites) >= _MOST_SITES:
+                self._sites.clear()
+            self._sites[key] = site
+        elif not 0 <= q_start <= site.last_start:
+            check_inputs(q, k, v, q_start)
+        return site
+
+    def _checked(
+        self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor], q_start: int
+    ) -> Site:
+        check_inputs(q, k, v, q_start)
+        if q.dtype == torch.float64:
+            raise DtypeError(
+                name="q",
+                detail="the triton backend computes in float32, float64 is not supported",
+                fix='convert to float32, or compile with backend="cpp" and call it on the CPU',
+            )
+        tensors = self.kernels.kernel.tensors
+        types = check_tensors(self.kernels.name, tensors, captured, sizes_of(q, v), q.device)
+        return Site(
+            self.sources.forward(types),
+            self.tiling or default_tiling(q, v),
+            (*q.shape[:3], v.shape[3]),
+            LARGEST_POSITION - q.shape[2],
+            any(x.numel() == 0 for x in captured),
+            Sizes.of(q, k),
+            self._planner(dict(zip((t.name for t in tensors), types, strict=True))),
+        )
+
+
+def default_tiling(q: Tensor, v: Tensor) -> Tiling:
+    """What runs without tuning."""
+    return Tiling(64, 64, 4, 2)
+
+
+__all__ = ["ELEMENT_TYPES", "Mapping", "TritonEngine", "width_of"]

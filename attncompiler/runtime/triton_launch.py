@@ -1,0 +1,193 @@
+"""Launches generated Triton kernels: turns tensors and numbers of a checked call into one launch on the current stream.
+
+Nothing here knows a variant: a kernel is described by a Signature, and its file holds all the mathematics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A tensor whose last element is further away than this is addressed by 64-bit offsets.
+_SHORT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a kernel is cut: tile sides, warps of a program, stages of the software pipeline, tensor descriptors."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    descriptors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a forward kernel takes beside q, k, v: numbers, tensors with their ranks, statistics that it can give.
+
+    Numbers have the variant's name and that of the argument. ``masked``: not every pair is allowed. ``runs``: the kernel finds the tiles of its walks by itself.
+    """
+
+    params: tuple[tuple[str, str], ...]
+    tensors: tuple[tuple[str, int], ...]
+    stats: tuple[str, ...]
+    kept: int
+    masked: bool
+    runs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSignature:
+    """What a planning kernel takes; whether batches and heads differ; whether it may decide tiles pair by pair."""
+
+    params: tuple[tuple[str, str], ...]
+    tensors: tuple[tuple[str, int], ...]
+    by_batch: bool
+    by_head: bool
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TileLists:
+    """Full and partial tiles of every block of a walk, int32 ``[1 or B, 1 or H, blocks, 2, 1 + columns]``.
+
+    A list begins with its length. ``order`` ``[1 or B, 1 or H, blocks]`` starts with the longest.
+    """
+
+    lists: Tensor
+    order: Tensor
+
+    def arguments(self) -> dict[str, Any]:
+        """What kernels take of it."""
+        batches, heads, blocks, _, width = self.lists.shape
+        return {
+            "tile_lists": self.lists,
+            "block_order": self.order,
+            "list_b": heads * blocks if batches > 1 else 0,
+            "list_h": blocks if heads > 1 else 0,
+            "columns": width - 1,
+        }
+
+
+NO_LISTS: dict[str, Any] = {"tile_lists": None, "block_order": None, "list_b": 0, "list_h": 0, "columns": 0}
+
+
+def numbers(names: Sequence[tuple[str, str]], values: Sequence[float]) -> dict[str, float]:
+    """Run-time numbers by the names of a kernel's arguments; truth values are 0 or 1."""
+    return {
+        argument: int(x) if isinstance(x, bool) else x
+        for (_, argument), x in zip(names, values, strict=True)
+    }
+
+
+def width_of(dim: int) -> int:
+    """The features that a tile of a head has room for: a power of two, at least 16."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+def precision_of(dtype: torch.dtype, allow_tf32: bool) -> str:
+    """How float32 products are computed; smaller types know one way."""
+    return "tf32" if allow_tf32 and dtype == torch.float32 else "ieee"
+
+
+def widened(dtype: torch.dtype) -> str:
+    """How weights that float16 may not hold are multiplied: as tf32, whose fraction is as long; AMD has float32."""
+    if dtype != torch.float16:
+        return ""
+    return "ieee" if torch.version.hip else "tf32"
+
+
+def strides(**tensors: Tensor) -> dict[str, int]:
+    """The strides of tensors [batch, heads, length, features], by the names of a kernel's arguments."""
+    return {
+        f"stride_{name}{axis}": stride
+        for name, x in tensors.items()
+        for axis, stride in zip("bhn" if name in "kv" else "bhm", x.stride()[:3], strict=True)
+    }
+
+
+def is_long(tensors: Sequence[Tensor]) -> bool:
+    """Whether an offset inside a head or a captured tensor may not fit 32 bits."""
+    return any(
+        sum((n - 1) * abs(s) for n, s in zip(x.shape, x.stride(), strict=True)) > _SHORT
+        for x in tensors
+        if x.numel()
+    )
+
+
+def captured_arguments(
+    names: Sequence[tuple[str, int]], tensors: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Pointers, strides and extents of captured tensors, by the names of a kernel's arguments."""
+    found: dict[str, Any] = {}
+    for (name, rank), x in zip(names, tensors, strict=True):
+        found[name] = x
+        for axis in range(rank):
+            found[f"{name}_stride{axis}"] = x.stride(axis)
+            found[f"{name}_extent{axis}"] = x.shape[axis]
+    return found
+
+
+def run_forward(
+    module: ModuleType,
+    signature: Signature,
+    tiling: Tiling,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    *,
+    q_start: int,
+    scale: float,
+    params: Sequence[float],
+    tensors: Sequence[Tensor],
+    kept: Tensor | None,
+    saved: Mapping[str, Tensor],
+    value: Tensor | None,
+    lists: TileLists | None,
+    allow_tf32: bool = False,
+) -> None:
+    """Fill ``out`` [B, H, M, Dv] and what else is given. All checks have been made by the caller.
+
+    ``kept`` [n, B, H, M], ``saved`` [B, H, M] by the name of the statistic and ``value`` [B, H, M, Dv] are float32.
+    """
+    batch, heads, queries, head_dim = q.shape
+    groups, keys, value_dim = k.shape[1], k.shape[2], v.shape[3]
+    if 0 in (batch, heads, queries):
+        return
+    arguments: dict[str, Any] = {
+        "q_pointer": q, "k_pointer": k, "v_pointer": v, "out_pointer": out,
+        "kept_pointer": kept, "value_pointer": value,
+        **{f"save_{name}": saved.get(name) for name in signature.stats},
+        **strides(q=q, k=k, v=v, o=out),
+        "B": batch, "H": heads, "G": groups, "M": queries, "N": keys,
+        "q_start": q_start, "scale": scale,
+        **numbers(signature.params, params),
+        **captured_arguments(signature.tensors, tensors),
+        **(NO_LISTS if lists is None else lists.arguments()),
+        "HEAD_DIM": head_dim, "VALUE_DIM": value_dim,
+        "HEAD_WIDTH": width_of(head_dim), "VALUE_WIDTH": width_of(value_dim),
+        "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n,
+        "LISTED": lists is not None, "DESCRIPTORS": tiling.descriptors,
+        "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
+        "WIDEN": widened(q.dtype), "LONG": is_long((k, v, *tensors)),
+        "REVERSED": module.REVERSED,
+    }  # fmt: skip
+    grid = (-(-queries // tiling.block_m), heads, batch)
+    with on_device(q):
+        module.forward[grid](
+            **arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages
+        )
+
+
+def on_device(x: Tensor) -> Any:
+    """The device of a tensor as the current one; its current stream is where kernels are launched."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

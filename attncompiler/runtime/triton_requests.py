@@ -1,0 +1,111 @@
+"""Turns the Triton files of a compilation into requests for the offline compiler: the types that a call would give."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from attncompiler.backends.triton_configs import Config, padded_dim
+from attncompiler.runtime.offline import Constant, KernelRequest
+
+Kernel = Literal["forward", "rows", "columns", "plan"]
+TRITON_TYPES = {
+    "float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64",
+    "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5",
+    "int64": "i64", "int32": "i32", "int16": "i16", "int8": "i8", "uint8": "u8", "bool": "i1",
+}  # fmt: skip
+_INPUTS = frozenset(
+    f"{name}_pointer" for name in ("q", "k", "v", "out", "grad", "dq", "go", "dk", "dv")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a kernel is compiled for: the type of q, k and v, head dimensions, types of captured tensors by argument.
+
+    ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` as in ``triton_launch.widened``, ``trains`` whether a forward
+    keeps what a backward reads.
+    """
+
+    dtype: str
+    head_dim: int
+    value_dim: int
+    tensors: Mapping[str, str]
+    params: Mapping[str, str]
+    listed: bool
+    trains: bool = False
+    widen: str = ""
+
+
+def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelRequest:
+    """One kernel of a file for one call and configuration."""
+    arguments, fixed = _arguments(source, kernel)
+    element = TRITON_TYPES[call.dtype]
+    signature: dict[str, str] = {}
+    constants: dict[str, Constant] = {}
+    aligned = set[str]()
+    chosen: dict[str, Constant] = {
+        "HEAD_DIM": call.head_dim, "VALUE_DIM": call.value_dim,
+        "HEAD_WIDTH": padded_dim(call.head_dim), "VALUE_WIDTH": padded_dim(call.value_dim),
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "LISTED": call.listed,
+        "DESCRIPTORS": config.descriptors, "POSITIVE": True,
+        "PRECISION": "ieee", "WIDEN": call.widen,
+        "LONG": False, "REVERSED": True, "PHASE": 2,
+        "TRANSPOSED": False, "EXACT": True,
+    }  # fmt: skip
+    # Rows of heads whose bytes 16 divides begin where vectors can be loaded.
+    whole = call.head_dim % 16 == 0 and call.value_dim % 16 == 0
+    for name in arguments:
+        kind = _type(name, call, element)
+        if name == "value_pointer" and kernel == "rows":
+            kind = "*fp32"
+        if name in fixed:
+            constants[name] = chosen[name]
+        elif kind is None:
+            constants[name] = None
+        else:
+            signature[name] = kind
+            if kind.startswith("*") or (name.startswith("stride_") and whole):
+                aligned.add(name)
+    return KernelRequest(
+        source, kernel, signature, constants, frozenset(aligned), config.num_warps, config.num_stages
+    )
+
+
+def _type(name: str, call: Call, element: str) -> str | None:
+    """Triton's type of an argument, None for one that a call leaves out."""
+    if name in _INPUTS:
+        return f"*{element}"
+    if name in call.tensors:
+        return f"*{TRITON_TYPES[call.tensors[name]]}"
+    if name in call.params:
+        return "fp32" if call.params[name] == "float" else "i32"
+    if name in ("kept_pointer", "value_pointer") or name.startswith("save_"):
+        return "*fp32" if call.trains else None
+    if name.startswith(("saved_", "handed_", "from_")) or name.endswith("_stored"):
+        return "*fp32"
+    if name.startswith(("grad_", "given_")):
+        return None
+    if name in ("tile_lists", "block_order"):
+        return "*i32" if call.listed else None
+    suffixes = {"_fixed": "*i64", "_largest": "*i32", "_factors": "*fp32"}
+    for suffix, kind in suffixes.items():
+        if name.endswith(suffix):
+            return kind
+    return "fp32" if name == "scale" else "i32"
+
+
+def _arguments(source: Path, kernel: str) -> tuple[list[str], frozenset[str]]:
+    """The names of a kernel's arguments, and which of them are compile-time constants."""
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == kernel:
+            names = [a.arg for a in node.args.args]
+            return names, frozenset(_constants(node.args.args))
+    raise KeyError(kernel)
+
+
+def _constants(arguments: Iterable[ast.arg]) -> Iterable[str]:
+    return (a.arg for a in arguments if a.annotation and "constexpr" in ast.unparse(a.annotation))

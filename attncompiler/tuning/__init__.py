@@ -1,0 +1,1 @@
+"""Choosing configurations: what one takes, what it should cost, which to keep."""

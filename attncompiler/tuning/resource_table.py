@@ -1,0 +1,73 @@
+"""Turns compiled configurations into a table for people: one line each, what it takes and why it was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from attncompiler.backends.triton_configs import Config
+from attncompiler.runtime.offline import Built, Failed
+from attncompiler.tuning.cost import Prediction
+from attncompiler.tuning.occupancy import occupancy, problems
+
+_HEADINGS = (
+    "arch", "kernel", "block", "warps", "stages", "regs", "spills", "shared", "blocks/SM", "bound", "verdict",
+)  # fmt: skip
+_NUMBERS = ("warps", "stages", "regs", "spills", "shared", "blocks/SM")
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRow:
+    """One configuration, what compiling it gave, and its predicted time where a size was given."""
+
+    config: Config
+    result: Built | Failed
+    prediction: Prediction | None = None
+
+
+def resource_table(rows: Iterable[ResourceRow]) -> str:
+    """The rows under headings, as text; registers and bytes spilled are a thread's, shared memory a block's."""
+    cells = [_HEADINGS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(_HEADINGS))]
+    lines = []
+    for line in cells:
+        parts = [
+            cell.rjust(width) if heading in _NUMBERS else cell.ljust(width)
+            for cell, width, heading in zip(line, widths, _HEADINGS, strict=True)
+        ]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def _cells(row: ResourceRow) -> tuple[str, ...]:
+    config, result = row.config, row.result
+    request, target = result.request, result.target
+    loads = " tma" if config.descriptors else ""
+    start = (target.name, request.kernel, f"{config.block_m}x{config.block_n}{loads}")
+    match result:
+        case Failed():
+            first = result.reason.strip().partition("\n")[0]
+            sizes = (str(request.num_warps), str(request.num_stages))
+            return (*start, *sizes, "-", "-", "-", "-", "-", f"dropped: {first[:100]}")
+        case Built():
+            held = occupancy(result, target)
+            reasons = problems(result, target)
+            return (
+                *start,
+                str(result.num_warps),
+                str(request.num_stages),
+                str(result.registers),
+                f"{result.spill_stores} B",
+                f"{result.shared / 1024:.1f} KiB",
+                f"{held.blocks} ({held.fraction:.0%})",
+                _predicted(row.prediction),
+                f"dropped: {'; '.join(reasons)}" if reasons else "ok",
+            )
+
+
+def _predicted(prediction: Prediction | None) -> str:
+    if prediction is None:
+        return "-"
+    seconds = prediction.seconds
+    time = f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+    return f"{time} {prediction.bound}"

@@ -92,8 +92,8 @@ class WalkText:
 class BackwardContext:
     """Everything the backward template needs.
 
-    ``known`` are the statistics that there are before the first walk. ``own_go``: the gradient of the row before the epilogue is another one than that of the output. ``handed``: the
-    statistics that the first kernel leaves for the second; ``given``: gradients of kept statistics, which may be missing.
+    ``handed`` are the values of rows that the first kernel leaves for the second, ``known`` the statistics that there
+    are before the first walk. ``own_go``: the gradient of the row before the output slot is not that of the output.
     """
 
     title: str

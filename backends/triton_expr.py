@@ -98,9 +98,7 @@ class TritonPrinter:
         self.leaf, self.bounds, self.order, self.counts = leaf, bounds, order, dict(counts or {})
         self.names: dict[Expr, Text] = {}
 
-    def define(
-        self, roots: Iterable[Expr], prefix: str, later: Iterable[Expr] = ()
-    ) -> list[Named]:
+    def define(self, roots: Iterable[Expr], prefix: str, later: Iterable[Expr] = ()) -> list[Named]:
         """Name the subexpressions that the roots use more than once; later prints refer to the names.
 
         A use in the expressions printed ``later`` counts as well.

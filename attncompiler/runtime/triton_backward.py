@@ -51,8 +51,8 @@ class GradientSignature:
 class BackwardSignature:
     """What a backward takes: numbers, tensors, saved statistics and gradients of kept ones, tensors to give gradients.
 
-    ``saved`` and ``kept`` pair the name of the call with that of the kernel's argument. ``handed`` are the values of rows
-    that the first kernel leaves for the second.
+    ``saved`` and ``kept`` pair the name of the call with that of the kernel's argument. ``handed`` are the values of
+    rows that the first kernel leaves for the second.
     """
 
     params: tuple[tuple[str, str], ...]
@@ -134,8 +134,9 @@ def run_backward(
     """
     batch, heads, queries, head_dim = q.shape
     groups, keys, value_dim = k.shape[1], k.shape[2], v.shape[3]
-    dq, dk, dv = torch.zeros_like(q, memory_format=torch.contiguous_format), *(
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v)
+    dq, dk, dv = (
+        torch.zeros_like(q, memory_format=torch.contiguous_format),
+        *(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v)),
     )
     whole = {g.name: deterministic and not g.stored for g in signature.grads}
     buffers = {g.name: Buffer.of(tensors[g.name], whole=whole[g.name]) for g in signature.grads}

@@ -1,4 +1,4 @@
-"""Runs Triton kernels on the tensors of a call: checks it once for each set of shapes, allocates, plans and launches."""
+"""Runs Triton kernels on the tensors of a call: checks each set of shapes once, allocates, plans and launches."""
 
 from __future__ import annotations
 
@@ -125,22 +125,21 @@ class TritonEngine:
         types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
         read = tuple(types_of[t.name] for t in kernels.loops(wanted).tensors)
         tilings = (self.tiling or default_tiling(q, v),) * 2
-        planner, lists = self._planner(types_of), (None, None)
-        if planner is not None:
-            signature = self.sources.signature
-            sizes = Sizes.of(q, k)
-            lists = tuple(
-                planner.lists(
-                    q.device,
-                    sizes,
-                    q_start,
-                    {argument: params[name] for name, argument in signature.params},
-                    {tensor_name(n): readable(x) for n, x in tensors.items()},
-                    (tiling.block_m, tiling.block_n),
-                    transposed=transposed,
-                )
-                for tiling, transposed in zip(tilings, (False, True), strict=True)
+        planner, signature = self._planner(types_of), self.sources.signature
+
+        def listed(tiling: Tiling, *, transposed: bool) -> TileLists | None:
+            if planner is None:
+                return None
+            return planner.lists(
+                q.device,
+                Sizes.of(q, k),
+                q_start,
+                {argument: params[name] for name, argument in signature.params},
+                {tensor_name(n): readable(x) for n, x in tensors.items()},
+                (tiling.block_m, tiling.block_n),
+                transposed=transposed,
             )
+
         found = run_backward(
             self.sources.backward(wanted, read),
             self.sources.backward_signature(wanted),
@@ -156,10 +155,13 @@ class TritonEngine:
             params=params,
             q_start=q_start,
             scale=scale * self._factor,
-            lists=lists,
+            lists=(listed(tilings[0], transposed=False), listed(tilings[1], transposed=True)),
         )
-        kept = (x if wanted_ else None for x, wanted_ in zip((found.q, found.k, found.v), wants, strict=True))
-        return Gradients(*kept, found.tensors)
+        q_grad, k_grad, v_grad = (
+            x if given else None
+            for x, given in zip((found.q, found.k, found.v), wants, strict=True)
+        )
+        return Gradients(q_grad, k_grad, v_grad, found.tensors)
 
     def _planner(self, types_of: Mapping[str, str]) -> Planner | None:
         """What lists the tiles of calls with captured tensors of these types; None where kernels find them."""
@@ -183,7 +185,7 @@ class TritonEngine:
     ) -> TileLists | None:
         if site.planner is None:
             return None
-        kernel, signature = self.kernels.kernel, self.sources.signature
+        signature = self.sources.signature
         return site.planner.lists(
             q.device,
             site.sizes,

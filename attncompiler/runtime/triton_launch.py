@@ -33,7 +33,8 @@ class Tiling:
 class Signature:
     """What a forward kernel takes beside q, k, v: numbers, tensors with their ranks, statistics that it can give.
 
-    Numbers have the variant's name and that of the argument. ``masked``: not every pair is allowed. ``runs``: the kernel finds the tiles of its walks by itself.
+    Numbers have the variant's name and that of the argument. ``masked``: not every pair is allowed. ``runs``: kernels
+    find the tiles of their walks by themselves.
     """
 
     params: tuple[tuple[str, str], ...]
@@ -77,7 +78,13 @@ class TileLists:
         }
 
 
-NO_LISTS: dict[str, Any] = {"tile_lists": None, "block_order": None, "list_b": 0, "list_h": 0, "columns": 0}
+NO_LISTS: dict[str, Any] = {
+    "tile_lists": None,
+    "block_order": None,
+    "list_b": 0,
+    "list_h": 0,
+    "columns": 0,
+}
 
 
 def numbers(names: Sequence[tuple[str, str]], values: Sequence[float]) -> dict[str, float]:
@@ -183,9 +190,7 @@ def run_forward(
     }  # fmt: skip
     grid = (-(-queries // tiling.block_m), heads, batch)
     with on_device(q):
-        module.forward[grid](
-            **arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages
-        )
+        module.forward[grid](**arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages)
 
 
 def on_device(x: Tensor) -> Any:

@@ -58,11 +58,6 @@ class Target:
         """The architecture as Triton names it: 90 for sm_90, "gfx942" for gfx942."""
         return int(self.name.removeprefix("sm_")) if self.is_nvidia else self.name
 
-    @property
-    def multiplies_in_shared(self) -> bool:
-        """Whether the tensor cores read their operands from shared memory (wgmma and tcgen05)."""
-        return self.name in ("sm_90", "sm_100")
-
 
 def _nvidia(
     name: str, card: str, per_sm: int, warps: int, blocks: int, sms: int, *,

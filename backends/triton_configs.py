@@ -139,7 +139,7 @@ _COLUMNS: dict[Family, dict[int, _Seeds]] = {
         64: ((32, 128, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2)),
         128: ((32, 64, 8, 2), (16, 128, 8, 2), (16, 64, 4, 2), (16, 32, 4, 1)),
         256: ((16, 32, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        512: ((16, 16, 8, 1), (16, 16, 4, 1)),
+        512: ((16, 16, 8, 1),),
     },
     "mfma": {
         64: ((32, 64, 4, 1), (64, 64, 4, 1), (32, 128, 4, 1), (16, 64, 4, 1), (16, 32, 4, 1)),
@@ -156,7 +156,7 @@ _COLUMNS: dict[Family, dict[int, _Seeds]] = {
     "fma": {
         64: ((32, 32, 8, 1), (32, 64, 8, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
         128: ((32, 16, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        256: ((16, 16, 8, 1), (16, 32, 8, 1), (16, 16, 16, 1)),
+        256: ((16, 32, 8, 1), (16, 16, 16, 1), (16, 16, 8, 1)),
         512: ((16, 16, 16, 1), (16, 16, 8, 1)),
     },
 }  # fmt: skip
@@ -189,9 +189,8 @@ def shared_estimate(
 ) -> int:
     """Bytes of shared memory a block takes, at most: resident tiles, those in flight, score tiles to multiply again.
 
-    Exact within a KiB where tensor cores read their operands from shared memory (Hopper's forward, Blackwell's
-    backward). A forward on other tensor cores keeps queries in registers, AMD does so with all that is resident,
-    passing it through memory once; without those, one tile less is in flight.
+    Exact within a KiB for most shapes. Where tensor cores read their operands from shared memory one tile more is in
+    flight than elsewhere; AMD keeps what is resident in registers and passes it through memory once.
     """
     d, v = padded_dim(head_dim), padded_dim(value_dim)
     m, n, stages = config.block_m, config.block_n, config.num_stages
@@ -203,15 +202,17 @@ def shared_estimate(
         elements = max(max(m, n) * max(d, v), (stages - 1) * streamed + m * n)
         return _ELEMENT_BYTES[dtype] * elements
     if family in ("wgmma", "tcgen05"):
-        # A row of a score tile takes at least 128 bytes.
-        scores = {"forward": 0, "rows": 1, "columns": 2}[kind] * owned * max(walked, 64)
+        # A row of a score tile takes at least 128 bytes; Blackwell's tiles have 128 rows.
+        tile = max(owned, 128 if family == "tcgen05" else 0) * max(walked, 64)
+        scores = {"forward": 0, "rows": 1, "columns": 2}[kind] * tile
         elements = resident + stages * streamed + scores
-    elif family == "mma" and kind == "forward" and not config.descriptors:
-        elements = max(resident, stages * streamed)
     else:
-        elements = (
-            resident + max(stages - 1, 1) * streamed + (4 if kind == "columns" else 1) * m * n
-        )
+        # Without a pipeline, tiles that are multiplied twice lie in memory in two orders.
+        twice = stages == 1 and family == "mma" and kind != "forward"
+        elements = resident + (2 if twice else max(stages - 1, 1)) * streamed
+        # Weights stay in registers where every warp has rows of its own.
+        own_rows = family == "mma" and kind == "forward" and m >= 128
+        elements += 0 if own_rows else (4 if kind == "columns" else 1) * m * n
     return _ELEMENT_BYTES[dtype] * elements + _KIB
 
 

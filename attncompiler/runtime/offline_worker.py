@@ -34,11 +34,22 @@ def main() -> None:
         answer: dict[str, Any]
         try:
             answer = {"report": compile_one(json.loads(line))}
-        except (
-            Exception
-        ) as error:  # whatever a kernel's source or the compiler raises is this request's answer
-            answer = {"reason": f"{type(error).__name__}: {error}"}
+        except Exception as error:  # whatever a kernel's source or the compiler raises
+            answer = {"reason": _reason(error)}
         answers.write(json.dumps(answer) + "\n")
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in one line, then where: Triton wraps an error once for each call it was found under."""
+    place = ""
+    while True:
+        # What Triton raises has the message apart from its text, which is an excerpt of the source.
+        message = getattr(error, "error_message", None)
+        if hasattr(error, "error_message"):
+            place = f"\n{error}"
+        if error.__cause__ is None:
+            return f"{type(error).__name__}: {message or error}{place}"
+        error = error.__cause__
 
 
 def compile_one(request: dict[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,14 @@ def width_of(dim: int) -> int:
 
 def precision_of(dtype: torch.dtype, allow_tf32: bool) -> str:
     """How float32 products are computed; smaller types know one way."""
-    return "tf32" if allow_tf32 or dtype != torch.float32 else "ieee"
+    return "tf32" if allow_tf32 and dtype == torch.float32 else "ieee"
+
+
+def widened(dtype: torch.dtype) -> str:
+    """How weights that float16 may not hold are multiplied: as tf32, whose fraction is as long; AMD has float32."""
+    if dtype != torch.float16:
+        return ""
+    return "ieee" if torch.version.hip else "tf32"
 
 
 def strides(**tensors: Tensor) -> dict[str, int]:
@@ -171,7 +178,7 @@ def run_forward(
         "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n,
         "LISTED": lists is not None, "DESCRIPTORS": tiling.descriptors,
         "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
-        "HALF": q.dtype == torch.float16, "LONG": is_long((k, v, *tensors)),
+        "WIDEN": widened(q.dtype), "LONG": is_long((k, v, *tensors)),
         "REVERSED": module.REVERSED,
     }  # fmt: skip
     grid = (-(-queries // tiling.block_m), heads, batch)

@@ -26,7 +26,7 @@ _INPUTS = frozenset(
 class Call:
     """What a kernel is compiled for: the type of q, k and v, head dimensions, types of captured tensors by argument.
 
-    ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``trains`` whether a forward
+    ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` as in ``triton_launch.widened``, ``trains`` whether a forward
     keeps what a backward reads.
     """
 
@@ -37,7 +37,7 @@ class Call:
     params: Mapping[str, str]
     listed: bool
     trains: bool = False
-    output_dtype: str = ""
+    widen: str = ""
 
 
 def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelRequest:
@@ -52,8 +52,8 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
         "HEAD_WIDTH": padded_dim(call.head_dim), "VALUE_WIDTH": padded_dim(call.value_dim),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "LISTED": call.listed,
         "DESCRIPTORS": config.descriptors, "POSITIVE": True,
-        "PRECISION": "ieee" if call.dtype == "float32" else "tf32",
-        "HALF": call.dtype == "float16", "LONG": False, "REVERSED": True, "PHASE": 2,
+        "PRECISION": "ieee", "WIDEN": call.widen,
+        "LONG": False, "REVERSED": True, "PHASE": 2,
         "TRANSPOSED": False, "EXACT": True,
     }  # fmt: skip
     # Rows of heads whose bytes 16 divides begin where vectors can be loaded.

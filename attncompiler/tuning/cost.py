@@ -122,7 +122,9 @@ def predict(work: Work, target: Target, built: Footprint) -> Prediction:
         return Prediction(math.inf if work.blocks else _LAUNCH, "launch")
     cycles = target.sms * target.clock * 1e9 * _SUSTAINED
     if work.dtype == "float32":
-        products = work.flops / (2 * target.lanes * cycles * _FUSED)
+        # AMD's matrix cores take float32, at the rate of its multiply-adds.
+        reached = _FUSED if target.is_nvidia else _PRODUCTS
+        products = work.flops / (2 * target.lanes * cycles * reached)
     else:
         products = work.flops / (target.tensor_tflops * 1e12 * _SUSTAINED * _PRODUCTS)
     exponentials = work.exponentials / (target.exponentials * cycles)

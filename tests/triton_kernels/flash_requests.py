@@ -41,7 +41,7 @@ def request(
             "value_padded": padded_dim(value_dim),
             "causal": True,
             "descriptors": config.descriptors,
-            "precision": "ieee" if dtype == "float32" else "tf32",
+            "precision": "ieee",
         },
         aligned=frozenset((*own, *statistics, *NUMBERS)) - {"queries", "keys"},
         num_warps=config.num_warps,

@@ -40,3 +40,8 @@ def product(a, b, c, size: tl.constexpr):
 @triton.jit
 def mismatched(x, y):
     tl.store(y + tl.arange(0, 16), tl.load(x + tl.arange(0, 32)))
+
+
+@triton.jit
+def outer(x, y):
+    mismatched(x, y)

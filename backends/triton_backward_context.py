@@ -93,7 +93,8 @@ class BackwardContext:
     """Everything the backward template needs.
 
     ``known`` are the statistics that there are before the first walk. ``own_go``: the gradient of the row before the epilogue is another one than that of the output. ``handed``: the
-    statistics that the first kernel leaves for the second.
+    statistics that the first kernel leaves for the second. ``finds_extrema``: gradients go to the pairs that attain an
+    extremum of their row, so that both kernels must compute scores in the same way.
     """
 
     title: str
@@ -118,4 +119,5 @@ class BackwardContext:
     reversed: bool
     runs: RunsText | None
     column_runs: RunsText | None
+    finds_extrema: bool
     dot_scale: float

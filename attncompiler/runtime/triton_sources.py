@@ -107,6 +107,7 @@ class TritonSources:
             loads=tuple(printed.columns.loads),
             reads_value=printed.start.reads_value,
             own_go=printed.own_go,
+            finds_extrema=printed.finds_extrema,
         )
 
     def forward(self, dtypes: tuple[str, ...]) -> ModuleType:

@@ -92,9 +92,10 @@ class WalkText:
 class BackwardContext:
     """Everything the backward template needs.
 
-    ``known`` are the statistics that there are before the first walk. ``own_go``: the gradient of the row before the epilogue is another one than that of the output. ``handed``: the
-    statistics that the first kernel leaves for the second. ``finds_extrema``: gradients go to the pairs that attain an
-    extremum of their row, so that both kernels must compute scores in the same way.
+    ``known`` are the statistics that there are before the first walk. ``own_go``: the gradient of the row before the
+    epilogue is another one than that of the output. ``handed``: the statistics that the first kernel leaves for the
+    second; ``given``: gradients of kept statistics, which may be missing. ``finds_extrema``: gradients go to the pairs
+    that attain an extremum of their row, so that both kernels must compute scores in the same way.
     """
 
     title: str
@@ -112,6 +113,7 @@ class BackwardContext:
     finish: list[Named]
     row_grads: list[ScatterText]
     handed: list[str]
+    given: list[str]
     known: list[str]
     own_go: bool
     masked: bool

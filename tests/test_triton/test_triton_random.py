@@ -1,4 +1,4 @@
-"""Variants and formulas nobody wrote, in Triton's interpreter: outputs and gradients of operators put together at random."""
+"""Variants and formulas nobody wrote, in Triton's interpreter: outputs and gradients of what was drawn at random."""
 
 from __future__ import annotations
 

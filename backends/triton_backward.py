@@ -130,6 +130,7 @@ class BackwardPrinter(LoopPrinter):
             column_runs=None
             if column_runs is None or not masked
             else self.runs(column_runs.mapped(lambda e: flatten_loads(e, declared))),
+            finds_extrema=any(u.op != "sum" for p in backward.passes for u in p.sums),
             dot_scale=gradient.dot_scale,
         )
 

@@ -109,6 +109,7 @@ class TritonSources:
             handed=tuple(x.name for x in printed.handed),
             reads_value=printed.start.reads_value,
             own_go=printed.own_go,
+            finds_extrema=printed.finds_extrema,
         )
 
     def forward(self, dtypes: tuple[str, ...]) -> ModuleType:

@@ -29,7 +29,7 @@ from attncompiler.runtime.errors import MissingTritonError
 from attncompiler.runtime.offline_worker import FILES
 
 # Part of the key: raise it when the report or the options of the compiler change.
-_FORMAT = "1"
+_FORMAT = "2"
 Constant = bool | int | float | str | None
 
 

@@ -112,8 +112,11 @@ class BackwardPrinter(LoopPrinter):
             finish=finish,
             row_grads=[self.scatter(s, {ROW: where}) for s in backward.row_grads],
             handed=[
-                n for n in column_walk.loads if n not in {f"s_{identifier(x)}" for x in gradient.saved}
+                n
+                for n in column_walk.loads
+                if masked or n not in {f"s_{identifier(x)}" for x in gradient.saved}
             ],
+            known=[f"s_{identifier(n)}" for n in self._known()],
             own_go=backward.start.value_grad is not OutGrad(),
             masked=masked,
             scan=self._scan(outer),
@@ -154,13 +157,13 @@ class BackwardPrinter(LoopPrinter):
         )
 
     def _scan(self, outer: list[str]) -> ScanText | None:
-        """The mask by itself, where it is asked which rows have a key."""
-        first, asked = self.backward.passes[0], self.backward.row_grads
-        if first.mask is None or not (asked or self.backward.start.value_grad is not OutGrad()):
+        """The mask by itself, which tells the rows that have a key."""
+        first = self.backward.passes[0]
+        if first.mask is None:
             return None
-        keys = [Named(x.local.name, self.printer()(x.expr).code) for x in first.keys]
-        names = [*self._names(), *outer, *(x.local.name for x in first.rows)]
-        return self.scan(first.mask, keys, names)
+        rows, keys = self.again(first.rows), self.again(first.keys)
+        names = [*self._names(), *outer, *(n.name for n in rows)]
+        return self.scan(first.mask, rows, keys, names)
 
     def scatter(
         self, s: Scatter, where: dict[Axes, str], printer: TritonPrinter | None = None
@@ -348,11 +351,15 @@ class BackwardPrinter(LoopPrinter):
                     names.append(f"{name}_extent{axis}")
         return names
 
+    def _known(self) -> list[str]:
+        """The row statistics that are known before the first walk."""
+        gradient = self.backward.gradient
+        kept = [stat for _, stat in gradient.kept]
+        return [*gradient.saved, *kept, *(r.name for r in self.backward.start.reductions)]
+
     def _stats(self) -> list[str]:
         """Every row statistic, in the order it becomes known."""
-        backward, gradient = self.backward, self.backward.gradient
-        names = [*gradient.saved, *(stat for _, stat in gradient.kept)]
-        names += [r.name for r in backward.start.reductions]
+        backward, names = self.backward, self._known()
         for walk_ in backward.passes:
             names += [name for name, _ in walk_.stats] + [u.name for u in walk_.sums]
         return list(dict.fromkeys(names))

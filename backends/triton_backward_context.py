@@ -92,7 +92,7 @@ class WalkText:
 class BackwardContext:
     """Everything the backward template needs.
 
-    ``own_go``: the gradient of the row before the epilogue is another one than that of the output. ``handed``: the
+    ``known`` are the statistics that there are before the first walk. ``own_go``: the gradient of the row before the epilogue is another one than that of the output. ``handed``: the
     statistics that the first kernel leaves for the second.
     """
 
@@ -111,6 +111,7 @@ class BackwardContext:
     finish: list[Named]
     row_grads: list[ScatterText]
     handed: list[str]
+    known: list[str]
     own_go: bool
     masked: bool
     scan: ScanText | None

@@ -132,10 +132,10 @@ class ForwardPrinter(LoopPrinter):
         first = self.kernel.passes[0]
         if first.mask is None:
             return None
-        keys = [Named(x.local.name, self.printer()(x.expr).code) for x in first.keys]
+        rows, keys = self.again(first.rows), self.again(first.keys)
         arguments = self.arguments(self.kernel.params, self.kernel.tensors)
-        names = [*BLOCK_NAMES, *arguments, *outer, *(x.local.name for x in first.rows)]
-        return self.scan(first.mask, keys, names)
+        names = [*BLOCK_NAMES, *arguments, *outer, *(n.name for n in rows)]
+        return self.scan(first.mask, rows, keys, names)
 
     def sweep_text(self, number: int, sweep: Sweep, kernel_pass: KernelPass) -> SweepText:
         """One sweep of a pass."""

@@ -45,8 +45,9 @@ _ONE_QUERY: dict[Expr, Expr] = {end: Index("q") for end in CORNERS["q"]}
 
 @dataclass(frozen=True, slots=True)
 class ScanText:
-    """The mask alone, with the values of keys that it reads; ``passed`` are those of a block."""
+    """The mask alone, with the values of rows and keys that it reads; ``passed`` are those of a block."""
 
+    rows: list[Named]
     keys: list[Named]
     lets: list[Named]
     mask: str
@@ -127,6 +128,10 @@ class LoopPrinter:
                 if nonnegative(substitute(let.expr, self.counts)):
                     self.counts[let.local] = Index("q")
         return found
+
+    def again(self, lets: Iterable[Let]) -> list[Named]:
+        """Definitions that were made before, for another function."""
+        return [Named(x.local.name, self.printer()(x.expr).code) for x in lets]
 
     def scalar(self, expr: Expr) -> str:
         """An expression of the outer loops."""
@@ -238,15 +243,17 @@ class LoopPrinter:
             ],
         )
 
-    def scan(self, mask: Expr, keys: Iterable[Named], outer: Iterable[str]) -> ScanText:
-        """The mask by itself; ``keys`` are the values of keys that there are, ``outer`` the names of a block."""
+    def scan(
+        self, mask: Expr, rows: list[Named], keys: list[Named], outer: Iterable[str]
+    ) -> ScanText:
+        """The mask by itself; ``rows`` and ``keys`` are the values that there are, ``outer`` the names of a block."""
         printer = self.printer()
         lets = printer.define([mask], "m")
         text = printer.tile(printer(mask))
         codes = [text, *(n.code for n in lets)]
-        read = needed(list(keys), codes)
+        read = needed(keys, codes)
         codes += [n.code for n in read]
-        return ScanText(read, lets, text, reads(outer, codes))
+        return ScanText(needed(rows, codes), read, lets, text, reads(outer, codes))
 
 
 def bounded(expr: Expr) -> bool:

@@ -23,9 +23,10 @@ from attncompiler.ir.expr import (
     WeightGrad,
     axes_of,
     children,
+    kind_of,
     walk,
 )
-from attncompiler.ir.kernel import Kernel, Let
+from attncompiler.ir.kernel import Kernel, KernelPass, Let
 
 # Ordinary instructions and those of the unit for exponentials, which gives reciprocals too; others take one.
 _COSTS: dict[str, tuple[float, float]] = {
@@ -59,7 +60,8 @@ class Extra:
     """What a kernel keeps in registers beside the tiles of a plain softmax.
 
     ``accumulators`` are the sums of weighted values; ``across`` the vectors along the second side of a tile that come
-    from memory: values of keys, in the kernel of the columns values of rows. A thread holds a quarter of each.
+    from memory: values of keys, in the kernel of the columns values of rows. A vector of 64-bit integers counts as
+    three: they are compared in halves.
     """
 
     accumulators: int = 1
@@ -115,7 +117,7 @@ def forward_extra(kernel: Kernel) -> Extra:
     """What a forward kernel keeps."""
     accumulators = sum(len(p.weights) for p in kernel.passes)
     across = max(
-        _vectors(p.keys, [p.score, *(x.body for s in p.sweeps for x in s.parts)], "k")
+        _vectors(p.keys, [*_pair_roots(p), *(x.body for s in p.sweeps for x in s.parts)], "k")
         for p in kernel.passes
     )
     return Extra(max(accumulators, 1), across)
@@ -125,14 +127,18 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
     """What a backward kernel keeps."""
     last = backward.passes[-1]
     if kind == "columns":
-        roots = [*_column_bodies(last), last.score]
+        roots = [*_column_bodies(last), *_pair_roots(last)]
         return Extra(1, _vectors(last.rows, roots, "q"))
     across = 0
     for p in backward.passes:
-        roots = [p.score, *(u.body for u in p.sums), *(s.value for s in p.pair_grads)]
+        roots = [*_pair_roots(p), *(u.body for u in p.sums), *(s.value for s in p.pair_grads)]
         roots += [p.dot_grad] if p.dot_grad is not None else []
         across = max(across, _vectors(p.keys, roots, "k"))
     return Extra(1, across)
+
+
+def _pair_roots(p: KernelPass | BackwardPass) -> list[Expr]:
+    return [p.score, *([p.mask] if p.mask is not None else [])]
 
 
 def _column_bodies(last: BackwardPass) -> list[Expr]:
@@ -196,6 +202,10 @@ def _vectors(lets: Iterable[Let], roots: Iterable[Expr], axis: str) -> int:
 
     other = "k" if axis == "q" else "q"
     return sum(
-        isinstance(n, Local | Stat | Load) and axis in axes_of(n) and other not in axes_of(n) and stored(n)
+        3 if kind_of(n) == "int" else 1
         for n in set(walk(*roots))
+        if isinstance(n, Local | Stat | Load)
+        and axis in axes_of(n)
+        and other not in axes_of(n)
+        and stored(n)
     )

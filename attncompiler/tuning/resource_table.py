@@ -18,11 +18,19 @@ _NUMBERS = ("warps", "stages", "regs", "spills", "shared", "blocks/SM")
 
 @dataclass(frozen=True, slots=True)
 class ResourceRow:
-    """One configuration, what compiling it gave, and its predicted time where a size was given."""
+    """One configuration, what compiling it gave, its predicted time where a size was given, whether it was chosen."""
 
     config: Config
     result: Built | Failed
     prediction: Prediction | None = None
+    chosen: bool = False
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Reasons to drop it, each a short phrase; empty for one that can be chosen."""
+        if isinstance(self.result, Failed):
+            return (self.result.reason.strip().partition("\n")[0][:100],)
+        return problems(self.result, self.result.target)
 
 
 def resource_table(rows: Iterable[ResourceRow]) -> str:
@@ -46,12 +54,11 @@ def _cells(row: ResourceRow) -> tuple[str, ...]:
     start = (target.name, request.kernel, f"{config.block_m}x{config.block_n}{loads}")
     match result:
         case Failed():
-            first = result.reason.strip().partition("\n")[0]
             sizes = (str(request.num_warps), str(request.num_stages))
-            return (*start, *sizes, "-", "-", "-", "-", "-", f"dropped: {first[:100]}")
+            return (*start, *sizes, "-", "-", "-", "-", "-", f"dropped: {row.problems[0]}")
         case Built():
             held = occupancy(result, target)
-            reasons = problems(result, target)
+            reasons = row.problems
             return (
                 *start,
                 str(result.num_warps),
@@ -61,7 +68,7 @@ def _cells(row: ResourceRow) -> tuple[str, ...]:
                 f"{result.shared / 1024:.1f} KiB",
                 f"{held.blocks} ({held.fraction:.0%})",
                 _predicted(row.prediction),
-                f"dropped: {'; '.join(reasons)}" if reasons else "ok",
+                f"dropped: {'; '.join(reasons)}" if reasons else "chosen" if row.chosen else "ok",
             )
 
 

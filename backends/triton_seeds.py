@@ -1,4 +1,4 @@
-"""Tile shapes for Triton's attention kernels: block_m, block_n, warps, stages, by who multiplies and the head dimension.
+"""Tile shapes for Triton's attention kernels: block_m, block_n, warps, stages; by who multiplies and head dimension.
 
 Found by compiling generated kernels for every family (``tests/test_backends/test_generated_resources.py`` compiles the
 first ones again): the best guess first, the last one small enough for any variant.

@@ -142,7 +142,8 @@ def _pair_roots(p: KernelPass | BackwardPass) -> list[Expr]:
 
 
 def _column_bodies(last: BackwardPass) -> list[Expr]:
-    assert last.weight is not None and last.dot_grad is not None
+    assert last.weight is not None
+    assert last.dot_grad is not None
     return [last.weight, last.dot_grad, *(s.value for s in last.key_grads)]
 
 
@@ -154,7 +155,10 @@ def _elements(score: Expr, bodies: list[Expr], nonpositive: frozenset[Expr]) -> 
     read = set(walk(*roots))
     users = Counter(c for n in read if _is_pair(n) for c in children(n))
     added = Counter(
-        c for n in read if isinstance(n, Call) and n.op in ("add", "sub") and _is_pair(n) for c in n.args
+        c
+        for n in read
+        if isinstance(n, Call) and n.op in ("add", "sub") and _is_pair(n)
+        for c in n.args
     )
 
     def fused(node: Expr) -> bool:

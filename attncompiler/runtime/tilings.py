@@ -125,9 +125,7 @@ def knows_descriptors() -> bool:
     import triton
     import triton.language
 
-    return hasattr(triton, "set_allocator") and hasattr(
-        triton.language, "make_tensor_descriptor"
-    )
+    return hasattr(triton, "set_allocator") and hasattr(triton.language, "make_tensor_descriptor")
 
 
 def for_pointers(tiling: Tiling, *tensors: Tensor) -> Tiling:

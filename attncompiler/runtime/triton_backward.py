@@ -136,8 +136,9 @@ def run_backward(
     """
     batch, heads, queries, head_dim = q.shape
     groups, keys, value_dim = k.shape[1], k.shape[2], v.shape[3]
-    dq, dk, dv = torch.zeros_like(q, memory_format=torch.contiguous_format), *(
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v)
+    dq, dk, dv = (
+        torch.zeros_like(q, memory_format=torch.contiguous_format),
+        *(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v)),
     )
     whole = {g.name: deterministic and not g.stored for g in signature.grads}
     buffers = {g.name: Buffer.of(tensors[g.name], whole=whole[g.name]) for g in signature.grads}

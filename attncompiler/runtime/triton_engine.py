@@ -97,7 +97,6 @@ class TritonEngine:
             if kernels.saves_value(q.dtype):
                 value = out.new_empty(site.shape, dtype=torch.float32)
 
-
         def launch(tried: Sequence[Tiling]) -> None:
             tiling = for_pointers(tried[0], k, v)
             with refusals("forward"):
@@ -209,16 +208,18 @@ class TritonEngine:
             *(q.device, q.shape, q.stride(), q.dtype, k.shape, k.stride(), v.shape, v.stride()),
             *(grad.stride(), wanted),
         )
-        found = self._gradient_sites.get(key)
-        if found is None:
-            loops = self.kernels.loops(wanted)
-            rows = tilings("rows", q, k, v, backward_extra(loops, "rows"), grad)
-            columns = tilings("columns", q, k, v, backward_extra(loops, "columns"), grad)
-            found = ("rows", rows), ("columns", columns)
-            if len(self._gradient_sites) >= _MOST_SITES:
-                self._gradient_sites.clear()
-            self._gradient_sites[key] = found
-        return found
+        known = self._gradient_sites.get(key)
+        if known is not None:
+            return known
+        loops = self.kernels.loops(wanted)
+        made: _Pair = (
+            ("rows", tilings("rows", q, k, v, backward_extra(loops, "rows"), grad)),
+            ("columns", tilings("columns", q, k, v, backward_extra(loops, "columns"), grad)),
+        )
+        if len(self._gradient_sites) >= _MOST_SITES:
+            self._gradient_sites.clear()
+        self._gradient_sites[key] = made
+        return made
 
     def _lists(
         self,

@@ -77,7 +77,13 @@ class TileLists:
         }
 
 
-NO_LISTS: dict[str, Any] = {"tile_lists": None, "block_order": None, "list_b": 0, "list_h": 0, "columns": 0}
+NO_LISTS: dict[str, Any] = {
+    "tile_lists": None,
+    "block_order": None,
+    "list_b": 0,
+    "list_h": 0,
+    "columns": 0,
+}
 
 
 def numbers(names: Sequence[tuple[str, str]], values: Sequence[float]) -> dict[str, float]:
@@ -183,9 +189,7 @@ def run_forward(
     }  # fmt: skip
     grid = (-(-queries // tiling.block_m), heads, batch)
     with on_device(q, workspace=tiling.descriptors):
-        module.forward[grid](
-            **arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages
-        )
+        module.forward[grid](**arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages)
 
 
 def on_device(x: Tensor, *, workspace: bool = False) -> Any:

@@ -13,6 +13,7 @@ from attncompiler.tuning.occupancy import occupancy, problems
 _HEADINGS = (
     "arch", "kernel", "block", "warps", "stages", "regs", "spills", "shared", "blocks/SM", "bound", "verdict",
 )  # fmt: skip
+_DTYPES = {"*fp32": "float32", "*bf16": "bfloat16", "*fp16": "float16"}
 _NUMBERS = ("warps", "stages", "regs", "spills", "shared", "blocks/SM")
 
 
@@ -31,6 +32,40 @@ class ResourceRow:
         if isinstance(self.result, Failed):
             return (self.result.reason.strip().partition("\n")[0][:100],)
         return problems(self.result, self.result.target)
+
+    @property
+    def dtype(self) -> str:
+        """The element type of the inputs, by the type of the first pointer."""
+        return _DTYPES.get(next(iter(self.result.request.signature.values()), ""), "")
+
+    def record(self) -> dict[str, object]:
+        """The row as plain data, for a file."""
+        result, config = self.result, self.config
+        known: dict[str, object] = {
+            "arch": result.target.name,
+            "kernel": result.request.kernel,
+            "dtype": self.dtype,
+            "block_m": config.block_m,
+            "block_n": config.block_n,
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+            "descriptors": config.descriptors,
+            "chosen": self.chosen,
+            "problems": list(self.problems),
+        }
+        if isinstance(result, Built):
+            held = occupancy(result, result.target)
+            known |= {
+                "registers": result.registers,
+                "spill_stores": result.spill_stores,
+                "spill_loads": result.spill_loads,
+                "shared": result.shared,
+                "blocks_per_sm": held.blocks,
+                "limited_by": held.limiter,
+            }
+        if self.prediction is not None:
+            known |= {"seconds": self.prediction.seconds, "bound": self.prediction.bound}
+        return known
 
 
 def resource_table(rows: Iterable[ResourceRow]) -> str:

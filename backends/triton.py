@@ -11,7 +11,7 @@ from functools import cache
 
 import jinja2
 
-from attncompiler.backends.triton_backward import BackwardPrinter
+from attncompiler.backends.triton_backward import BackwardPrinter, folded
 from attncompiler.backends.triton_backward_context import BackwardContext
 from attncompiler.backends.triton_context import ForwardContext
 from attncompiler.backends.triton_forward import ForwardPrinter
@@ -34,7 +34,7 @@ def render_backward(
     backward: Backward, dtypes: Sequence[str], title: str, definition: str, regenerate: str
 ) -> str:
     """The Triton source of a backward; ``dtypes`` are those of the captured tensors that it reads."""
-    context = BackwardPrinter(backward, dtypes).context(title, definition, regenerate)
+    context = BackwardPrinter(folded(backward), dtypes).context(title, definition, regenerate)
     return _filled("backward.py.j2", context)
 
 

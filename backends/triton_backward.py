@@ -8,6 +8,7 @@ the queries of a block of keys, with the statistics that the first one left.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.triton_backward_context import (
@@ -37,6 +38,8 @@ from attncompiler.ir.expr import (
 )
 from attncompiler.ir.passes.lower import ROW as ROW_INDEX
 from attncompiler.ir.passes.lower import flatten_loads
+from attncompiler.ir.passes.row_exponents import fold_row_factors
+from attncompiler.ir.signs import nonnegative_stats
 from attncompiler.ir.tile_runs import tile_runs
 from attncompiler.ir.vanishing import IDENTITY_LIMITS, at_minus_infinity
 
@@ -91,6 +94,8 @@ class BackwardPrinter(LoopPrinter):
         column_walk = columns.column_text(uniform)
         read = {t.name for t in backward.tensors}
         masked = walks[0].masked
+        saved = {f"s_{identifier(n)}" for n in gradient.saved}
+        given = {f"s_{identifier(s)}" for _, s in gradient.kept}
         return BackwardContext(
             title=title,
             definition=definition.rstrip().splitlines(),
@@ -114,8 +119,9 @@ class BackwardPrinter(LoopPrinter):
             handed=[
                 n
                 for n in column_walk.loads
-                if masked or n not in {f"s_{identifier(x)}" for x in gradient.saved}
+                if n not in given and (masked or n not in saved)
             ],
+            given=[n for n in column_walk.loads if n in given],
             known=[f"s_{identifier(n)}" for n in self._known()],
             own_go=backward.start.value_grad is not OutGrad(),
             masked=masked,
@@ -363,6 +369,13 @@ class BackwardPrinter(LoopPrinter):
         for walk_ in backward.passes:
             names += [name for name, _ in walk_.stats] + [u.name for u in walk_.sums]
         return list(dict.fromkeys(names))
+
+
+def folded(backward: Backward) -> Backward:
+    """The backward with the factors of its rows in its exponents."""
+    positive = nonnegative_stats(backward.gradient.program.reductions)
+    passes = tuple(fold_row_factors(p, positive) for p in backward.passes)
+    return replace(backward, passes=passes)
 
 
 def _vanishes(walk_: BackwardPass, *, weighs: bool) -> bool:

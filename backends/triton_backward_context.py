@@ -93,7 +93,7 @@ class BackwardContext:
     """Everything the backward template needs.
 
     ``known`` are the statistics that there are before the first walk. ``own_go``: the gradient of the row before the epilogue is another one than that of the output. ``handed``: the
-    statistics that the first kernel leaves for the second.
+    statistics that the first kernel leaves for the second; ``given``: gradients of kept statistics, which may be missing.
     """
 
     title: str
@@ -111,6 +111,7 @@ class BackwardContext:
     finish: list[Named]
     row_grads: list[ScatterText]
     handed: list[str]
+    given: list[str]
     known: list[str]
     own_go: bool
     masked: bool

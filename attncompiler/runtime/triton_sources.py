@@ -11,7 +11,7 @@ from types import ModuleType
 
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.triton import render, render_backward, render_plan
-from attncompiler.backends.triton_backward import BackwardPrinter
+from attncompiler.backends.triton_backward import BackwardPrinter, folded
 from attncompiler.frontend import definition_of
 from attncompiler.ir.expr import Call, Const, kind_of, walk
 from attncompiler.ir.program import ParamDecl, TensorDecl
@@ -89,15 +89,15 @@ class TritonSources:
         """What the backward for the tensors in ``wanted`` takes."""
         loops = self.kernels.loops(wanted)
         gradient = loops.gradient
-        printed = BackwardPrinter(loops, ["float32"] * len(loops.tensors)).context("", "", "")
+        printed = BackwardPrinter(folded(loops), ["float32"] * len(loops.tensors)).context("", "", "")
         late = {s.name for s in printed.columns.key_sums}
         return BackwardSignature(
             params=_params(loops.params),
             tensors=tuple((tensor_name(t.name), t.name, len(t.axes)) for t in loops.tensors),
             saved=tuple(zip(gradient.saved, printed.saved, strict=True)),
             kept=tuple(
-                (name, argument)
-                for (name, _), (argument, _) in zip(gradient.kept, printed.kept, strict=True)
+                (name, argument, stat)
+                for (name, _), (argument, stat) in zip(gradient.kept, printed.kept, strict=True)
             ),
             grads=tuple(
                 GradientSignature(g.name, t.name, g.rank, g.read, g.stored, g.name in late)

@@ -19,9 +19,9 @@ _KIB = 1024
 # Registers that a thread can spend on float32 tiles and on vectors across them before the compiler spills, by who
 # multiplies; what else a kernel needs was read off generated kernels (a causal softmax, a sigmoid, packed documents).
 _TILE_REGISTERS: dict[Family, int] = {
-    "wgmma": 170,
-    "tcgen05": 170,
-    "mma": 115,
+    "wgmma": 175,
+    "tcgen05": 235,
+    "mma": 122,
     "mfma": 350,
     "mfma_float32": 350,
     "fma": 255,
@@ -139,18 +139,27 @@ def _tile_registers(
 ) -> float:
     """Registers a thread spends on sums and scores, kept in float32, packed weights at half a register; on vectors.
 
-    Of a vector across a tile a thread holds a quarter where tensor cores keep tiles in registers; on Blackwell, where
-    it holds a whole row of a tile, all that its warps do not share. What is computed with it takes half as much again.
+    Of a vector across a tile a thread holds a quarter where a warp group multiplies, less where warps share a row, and
+    on Blackwell, where it holds a row of a tile, half or all; what is computed with it takes half as much again.
     """
     d, v = map(padded_dim, dims)
     m, n = config.block_m, config.block_n
+    owned, walked = (n, m) if kind == "columns" else (m, n)
     threads = config.num_warps * target.warp_size
-    walked = m if kind == "columns" else n
-    share = {"wgmma": 1 / 4, "tcgen05": 128 / threads, "mma": 1 / 8}.get(family, 0.0)
-    vectors = 1.5 * extra.across * walked * share
+    match family:
+        case "wgmma":
+            # A warp has 16 rows of the tile; those that are too many repeat what others do.
+            share, threads = 1 / 4, min(threads, 2 * owned)
+        case "tcgen05":
+            share = min(owned, 128) / threads
+        case "mma":
+            share = 1 / 16 if kind == "columns" else 1 / 8
+        case _:
+            share = 0.0
+    taken = 1.5 * extra.across * walked * share + 8 * max(config.num_stages - 2, 0)
     if kind == "forward":
-        return m * (extra.accumulators * v + 1.5 * n) / threads + vectors
-    return (m * d if kind == "rows" else n * (d + v)) / threads + 2 * m * n / threads + vectors
+        return m * (extra.accumulators * v + 1.5 * n) / threads + taken
+    return (m * d if kind == "rows" else n * (d + v)) / threads + 2 * m * n / threads + taken
 
 
 def _family(target: Target, dtype: str) -> Family:

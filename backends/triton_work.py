@@ -61,11 +61,11 @@ class Extra:
 
     ``accumulators`` are the sums of weighted values; ``across`` the vectors along the second side of a tile that come
     from memory: values of keys, in the kernel of the columns values of rows. A vector of 64-bit integers counts as
-    three: they are compared in halves.
+    two and a half: it is compared in halves.
     """
 
     accumulators: int = 1
-    across: int = 0
+    across: float = 0
 
 
 SOFTMAX: dict[Literal["forward", "rows", "columns"], PairWork] = {
@@ -129,7 +129,7 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
     if kind == "columns":
         roots = [*_column_bodies(last), *_pair_roots(last)]
         return Extra(1, _vectors(last.rows, roots, "q"))
-    across = 0
+    across = 0.0
     for p in backward.passes:
         roots = [*_pair_roots(p), *(u.body for u in p.sums), *(s.value for s in p.pair_grads)]
         roots += [p.dot_grad] if p.dot_grad is not None else []
@@ -193,7 +193,7 @@ def _is_pair(node: Expr) -> bool:
     return {"q", "k"} <= axes_of(node)
 
 
-def _vectors(lets: Iterable[Let], roots: Iterable[Expr], axis: str) -> int:
+def _vectors(lets: Iterable[Let], roots: Iterable[Expr], axis: str) -> float:
     """How many vectors along an axis the roots read that are no mere positions."""
     defined = {let.local: let.expr for let in lets}
 
@@ -206,7 +206,7 @@ def _vectors(lets: Iterable[Let], roots: Iterable[Expr], axis: str) -> int:
 
     other = "k" if axis == "q" else "q"
     return sum(
-        3 if kind_of(n) == "int" else 1
+        2.5 if kind_of(n) == "int" else 1
         for n in set(walk(*roots))
         if isinstance(n, Local | Stat | Load)
         and axis in axes_of(n)

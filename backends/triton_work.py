@@ -61,11 +61,13 @@ class Extra:
 
     ``accumulators`` are the sums of weighted values; ``across`` the vectors along the second side of a tile that come
     from memory: values of keys, in the kernel of the columns values of rows. A vector of 64-bit integers counts as
-    two and a half: it is compared in halves.
+    two and a half: it is compared in halves. ``tiles`` are the values of pairs that are used
+    more than once: a soft cap's tanh, which its derivative reads again, a product that is a tensor's gradient as well.
     """
 
     accumulators: int = 1
     across: float = 0
+    tiles: int = 0
 
 
 SOFTMAX: dict[Literal["forward", "rows", "columns"], PairWork] = {
@@ -116,25 +118,38 @@ def backward_work(backward: Backward, kind: Literal["rows", "columns"]) -> PairW
 def forward_extra(kernel: Kernel) -> Extra:
     """What a forward kernel keeps."""
     accumulators = sum(len(p.weights) for p in kernel.passes)
-    across = max(
-        _vectors(p.keys, [*_pair_roots(p), *(x.body for s in p.sweeps for x in s.parts)], "k")
-        for p in kernel.passes
-    )
-    return Extra(max(accumulators, 1), across)
+    across, tiles = 0.0, 0
+    for p in kernel.passes:
+        bodies = [x.body for s in p.sweeps for x in s.parts]
+        across = max(across, _vectors(p.keys, [*_pair_roots(p), *bodies], "k"))
+        # A softmax's weights are both summed and multiplied by values.
+        tiles = max(tiles, _shared(p.score, bodies) - 1)
+    return Extra(max(accumulators, 1), across, tiles)
 
 
 def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extra:
     """What a backward kernel keeps."""
     last = backward.passes[-1]
     if kind == "columns":
-        roots = [*_column_bodies(last), *_pair_roots(last)]
-        return Extra(1, _vectors(last.rows, roots, "q"))
-    across = 0.0
+        bodies = _column_bodies(last)
+        across = _vectors(last.rows, [*bodies, *_pair_roots(last)], "q")
+        # A softmax's weights give dv, and are a factor of those of dk.
+        return Extra(1, across, max(_shared(last.score, bodies) - 1, 0))
+    across, tiles = 0.0, 0
     for p in backward.passes:
-        roots = [*_pair_roots(p), *(u.body for u in p.sums), *(s.value for s in p.pair_grads)]
-        roots += [p.dot_grad] if p.dot_grad is not None else []
-        across = max(across, _vectors(p.keys, roots, "k"))
-    return Extra(1, across)
+        bodies = [*(u.body for u in p.sums), *(s.value for s in p.pair_grads)]
+        bodies += [p.dot_grad] if p.dot_grad is not None else []
+        across = max(across, _vectors(p.keys, [*_pair_roots(p), *bodies], "k"))
+        tiles = max(tiles, _shared(p.score, bodies))
+    return Extra(1, across, tiles)
+
+
+def _shared(score: Expr, bodies: list[Expr]) -> int:
+    """How many values of pairs are computed once and used more than once; the score, which has a name, not among them."""
+    roots = [*bodies, *([score] if score is not Dot() and Score() in set(walk(*bodies)) else [])]
+    users = Counter(c for n in walk(*roots) for c in set(children(n)))
+    users.update(bodies)
+    return sum(isinstance(n, Call) and _is_pair(n) and users[n] > 1 for n in users)
 
 
 def _pair_roots(p: KernelPass | BackwardPass) -> list[Expr]:

@@ -11,6 +11,7 @@ import torch
 
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.names import identifier, tensor_name
+from attncompiler.backends.triton_backward import folded
 from attncompiler.backends.triton_configs import Config, Kind, configs
 from attncompiler.backends.triton_work import (
     Extra,
@@ -112,10 +113,11 @@ def gpu_kernels(
     kernel = kernels.kernel
     found = [GpuKernel("forward", path, call, forward_work(kernel), forward_extra(kernel))]
     if loops is not None:
+        printed = folded(loops)
         file = sources.backward_source(wanted, [types[t.name] for t in loops.tensors])
         path = stored(f"{stem}_backward", file)
         for kind in ("rows", "columns"):
-            work, extra = backward_work(loops, kind), backward_extra(loops, kind)
+            work, extra = backward_work(printed, kind), backward_extra(printed, kind)
             found.append(GpuKernel(kind, path, call, work, extra))
     if not listed:
         return GpuKernels(tuple(found), None)

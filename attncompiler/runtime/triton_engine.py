@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.names import tensor_name
+from attncompiler.backends.triton_backward import folded
 from attncompiler.backends.triton_configs import Kind
 from attncompiler.backends.triton_work import backward_extra, forward_extra
 from attncompiler.runtime.backward_plan import Gradients
@@ -211,7 +212,7 @@ class TritonEngine:
         known = self._gradient_sites.get(key)
         if known is not None:
             return known
-        loops = self.kernels.loops(wanted)
+        loops = folded(self.kernels.loops(wanted))
         made: _Pair = (
             ("rows", tilings("rows", q, k, v, backward_extra(loops, "rows"), grad)),
             ("columns", tilings("columns", q, k, v, backward_extra(loops, "columns"), grad)),

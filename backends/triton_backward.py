@@ -94,8 +94,6 @@ class BackwardPrinter(LoopPrinter):
         column_walk = columns.column_text(uniform)
         read = {t.name for t in backward.tensors}
         masked = walks[0].masked
-        saved = {f"s_{identifier(n)}" for n in gradient.saved}
-        given = {f"s_{identifier(s)}" for _, s in gradient.kept}
         return BackwardContext(
             title=title,
             definition=definition.rstrip().splitlines(),
@@ -116,12 +114,7 @@ class BackwardPrinter(LoopPrinter):
             columns=column_walk,
             finish=finish,
             row_grads=[self.scatter(s, {ROW: where}) for s in backward.row_grads],
-            handed=[
-                n
-                for n in column_walk.loads
-                if n not in given and (masked or n not in saved)
-            ],
-            given=[n for n in column_walk.loads if n in given],
+            handed=column_walk.loads,
             known=[f"s_{identifier(n)}" for n in self._known()],
             own_go=backward.start.value_grad is not OutGrad(),
             masked=masked,
@@ -283,14 +276,17 @@ class BackwardPrinter(LoopPrinter):
             )
         codes = [*text.codes, weight, dot_grad, *(s.body for s in sums)]
         codes += [s.offset for s in key_sums]
-        rows, keys = needed(rows, codes), needed(keys, codes)
+        stats = [f"s_{identifier(n)}" for n in self._stats()]
+        handed = {n.name for n in rows if reads(stats, [n.code])}
+        loads = [n for n in needed(rows, codes) if n.name in handed]
+        rows = needed([n for n in rows if n.name not in handed], codes)
+        keys = needed(keys, codes)
         codes += [n.code for n in (*keys, *rows)]
-        loads = reads([f"s_{identifier(n)}" for n in self._stats()], codes)
         return WalkText(
             number=0,
             stats=[],
             rows=rows,
-            loads=loads,
+            loads=[Named(n.name, self._handed(n.name)) for n in loads],
             keys=keys,
             uses_keys=True,
             masked=walk_.mask is not None,
@@ -318,6 +314,12 @@ class BackwardPrinter(LoopPrinter):
             ),
             state=[*((s.name, s.identity) for s in sums), ("dk", ""), ("dv", "")],
         )
+
+    def _handed(self, name: str) -> str:
+        """How a value of rows that the first kernel left as a float is read."""
+        lane = next(t.lane for t in self.locals.values() if t.code == name)
+        code = f"tl.load(from_{name} + row_0 + row)"
+        return {"f": code, "m": f"({code} != 0)"}.get(lane, f"{code}.to(tl.int64)")
 
     def _elements(self, walk_: BackwardPass, bodies: list[Expr]) -> _Elements:
         self._plain = walk_.score is Dot()

@@ -60,14 +60,14 @@ class SumText:
 class WalkText:
     """One walk: of a block of queries over the keys, or of a block of keys over the queries.
 
-    ``rows`` are defined before a walk over keys, and in each tile of a walk over queries, where ``loads`` are the
-    statistics of the rows that it reads.
+    ``rows`` are defined before a walk over keys, and in each tile of a walk over queries, where ``loads`` are those
+    that another kernel left.
     """
 
     number: int
     stats: list[Named]
     rows: list[Named]
-    loads: list[str]
+    loads: list[Named]
     keys: list[Named]
     uses_keys: bool
     masked: bool
@@ -110,8 +110,7 @@ class BackwardContext:
     columns: WalkText
     finish: list[Named]
     row_grads: list[ScatterText]
-    handed: list[str]
-    given: list[str]
+    handed: list[Named]
     known: list[str]
     own_go: bool
     masked: bool

@@ -1,11 +1,8 @@
-"""Turns a compilation into GPU binaries, a table of what they take, and with ``--out`` into files in a folder."""
+"""Turns a compilation into GPU binaries, a table of what they take, and the files of them for a package."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from attncompiler.artifact.specialize import Wanted
     from attncompiler.backends.gpu_targets import Target
     from attncompiler.compiler import Compilation
     from attncompiler.tuning.gpu_build import GpuBinary, GpuBuild
@@ -22,108 +20,100 @@ if TYPE_CHECKING:
 _GPU_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_architectures(backends: Sequence[str], archs: Sequence[Target]) -> None:
-    """Refuse GPU architectures without a backend for them, and the reverse."""
+def check_architectures(
+    backends: Sequence[str], archs: Sequence[Target], dtypes: Sequence[str], out: Path | None
+) -> None:
+    """Refuse GPU architectures without a backend for them, the reverse, and what that backend does not have."""
     if archs and "triton" not in backends:
         raise click.UsageError(
             "--arch names GPUs, for which Triton makes kernels: add --backend triton, "
             "or --backend cpp,triton for the CPU's kernels too"
         )
-    if "triton" in backends and not archs:
+    if "triton" not in backends:
+        return
+    if not archs:
         from attncompiler.backends.gpu_targets import TARGETS
 
+        known = ", ".join(TARGETS)
         raise click.UsageError(
-            f"--backend triton needs the GPUs to compile for: --arch NAME[,NAME] from {', '.join(TARGETS)}"
+            f"--backend triton needs the GPUs to compile for: --arch NAME[,NAME] from {known}"
         )
-
-
-def build_for_gpus(
-    console: Console,
-    compilation: Compilation,
-    targets: Sequence[Target],
-    dtypes: Sequence[str],
-    dims: tuple[int, int],
-    out: Path | None,
-    *,
-    backward: bool,
-) -> GpuBuild:
-    """Compile and choose with a progress display, print the tables and where the chosen binaries are."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from attncompiler.runtime.gpu_kernels import gpu_kernels, usual_types
-    from attncompiler.runtime.kernels import Kernels
-    from attncompiler.tuning.gpu_build import build_gpu
-    from attncompiler.tuning.resource_table import resource_table
-
     for dtype in dtypes:
         if dtype not in _GPU_DTYPES:
             raise click.UsageError(
                 f"the triton backend computes in float32, not in {dtype}: choose --dtype "
                 f"{', '.join(_GPU_DTYPES[:-1])} or {_GPU_DTYPES[-1]}"
             )
-    kernels, types = Kernels(compilation), usual_types(compilation)
-    wanted = [
-        gpu_kernels(kernels, types, (dtype, *dims), backward=backward)
-        for dtype in dict.fromkeys(dtypes)
-    ]
+    if out is not None and "cpp" not in backends:
+        raise click.UsageError(
+            "--out writes a package, which runs the CPU's kernels: use --backend cpp,triton, or leave --out out"
+        )
+
+
+def compile_for_gpus(
+    console: Console,
+    compilation: Compilation,
+    targets: Sequence[Target],
+    wanted: Sequence[Wanted],
+    *,
+    backward: bool,
+) -> GpuBuild:
+    """Compile every configuration of every kernel with a progress display, and choose."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from attncompiler.runtime.gpu_kernels import gpu_kernels
+    from attncompiler.runtime.kernels import Kernels
+    from attncompiler.tuning.gpu_build import build_gpu
+
+    kernels = Kernels(compilation)
+    groups = [gpu_kernels(kernels, w.tensors, w.dims, backward=backward) for w in wanted]
     columns = TextColumn("compiling for GPUs"), BarColumn(), MofNCompleteColumn()
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("")
-        built = build_gpu(
-            wanted,
-            targets,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    for group in wanted:
-        dtype = group.kernels[0].call.dtype
-        sources = {k.source for k in group.kernels}
-        rows = [r for r in built.rows if r.result.request.source in sources and r.dtype == dtype]
-        console.print(f"\n{kernels.name}  {dtype}  head_dim {dims[0]}  value_dim {dims[1]}")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return build_gpu(groups, targets, progress=show)
+
+
+def report(console: Console, name: str, built: GpuBuild, *, paths: bool) -> None:
+    """Print a table for each type of inputs and, with ``paths``, where binaries and sources lie in the cache."""
+    from attncompiler.tuning.resource_table import resource_table
+
+    for dtype in dict.fromkeys(row.dtype for row in built.rows):
+        console.print(f"\n{name}  {dtype}")
+        rows = [row for row in built.rows if row.dtype == dtype]
         console.print(resource_table(rows), no_wrap=True, crop=False, overflow="ignore")
-    console.print(f"\n{'compiled':<10}{built.seconds:7.3f} s for {len(targets)} GPUs")
-    files = [] if out is None else publish(out / "gpu", built)
-    for path in files:
-        console.print(f"wrote {path}")
-    for binary in () if files else built.binaries:
-        console.print(f"binary  {_title(binary)}  {binary.built.binary}")
-    for source in () if files else dict.fromkeys(b.source for b in built.binaries):
+    console.print(f"\n{'compiled':<10}{built.seconds:7.3f} s")
+    if not paths:
+        return
+    for binary in built.binaries:
+        kind = "plan of columns" if binary.transposed else binary.kind
+        console.print(f"binary  {binary.target.name} {kind} {binary.dtype}  {binary.built.binary}")
+    for source in dict.fromkeys(b.source for b in built.binaries):
         console.print(f"source  {source}")
-    return built
 
 
-def _title(binary: GpuBinary) -> str:
-    kind = "plan of columns" if binary.transposed else binary.kind
-    return f"{binary.target.name} {kind} {binary.dtype}"
-
-
-def publish(folder: Path, built: GpuBuild) -> list[Path]:
-    """Write the binaries as ``<arch>/<name>``, their sources, and ``resources.json`` about all that was compiled.
-
-    Everything is written beside ``folder`` first, then renamed into it.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
-        part, entries = Path(made), []
-        for binary in built.binaries:
-            name, source = file_name(binary), f"{binary.source.parent.name.rsplit('-', 1)[0]}.py"
-            (part / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(binary.built.binary, part / name)
-            shutil.copyfile(binary.source, part / source)
-            entries.append({"file": name, "source": source, **describe(binary)})
-        report = {"binaries": entries, "configurations": [row.record() for row in built.rows]}
-        (part / "resources.json").write_text(json.dumps(report, indent=2) + "\n")
-        found = sorted(p.relative_to(part) for p in part.rglob("*") if p.is_file())
-        # The table goes last: whoever finds it finds everything it names.
-        for path in sorted(found, key=lambda p: p.name == "resources.json"):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part / path, folder / path)
-    return [folder / path for path in found]
+def gpu_files(built: GpuBuild) -> dict[str, bytes]:
+    """The files of a package: ``gpu/<arch>/<binary>``, sources, and ``gpu/resources.json`` about all that was compiled."""
+    files: dict[str, bytes] = {}
+    entries = []
+    for binary in built.binaries:
+        name = f"gpu/{file_name(binary)}"
+        source = f"gpu/{binary.source.parent.name.rsplit('-', 1)[0]}.py"
+        files[name] = binary.built.binary.read_bytes()
+        files[source] = binary.source.read_bytes()
+        entries.append({"file": name, "source": source, **describe(binary)})
+    table = {"binaries": entries, "configurations": [row.record() for row in built.rows]}
+    files["gpu/resources.json"] = (json.dumps(table, indent=1) + "\n").encode()
+    return files
 
 
 def file_name(binary: GpuBinary) -> str:
-    """Where a binary lies in the folder of a build."""
+    """Where a binary lies in the folder of a package's GPU files."""
     dims = f"{binary.dtype}_d{binary.head_dim}_v{binary.value_dim}"
     tile = f"_{binary.config.block_m}x{binary.config.block_n}" if binary.kind == "plan" else ""
     turned = "_transposed" if binary.transposed else ""

@@ -74,6 +74,13 @@ class CacheError(AttnCompilerError):
     advice = "set ATTNCOMPILER_CACHE to a folder that can be written"
 
 
+class NotBuiltError(AttnCompilerError):
+    """A call of a package that does not carry the kernel it needs."""
+
+    message = "this package of {variant} is built for {known}, not for {asked}"
+    advice = "{fix}"
+
+
 class DtypeError(AttnCompilerError):
     """An element type the operator does not take, or types that differ."""
 

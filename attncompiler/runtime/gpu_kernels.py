@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
 
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.names import identifier, tensor_name
@@ -26,9 +23,6 @@ from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.offline import KernelRequest
 from attncompiler.runtime.triton_requests import Call, request
 from attncompiler.runtime.triton_sources import TritonSources, stored
-
-if TYPE_CHECKING:
-    from attncompiler.compiler import Compilation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,18 +64,6 @@ class GpuKernels:
 
     kernels: tuple[GpuKernel, ...]
     plan: PlanKernel | None
-
-
-def usual_types(compilation: Compilation) -> dict[str, str]:
-    """The types of captured tensors where a call says nothing else: the declared ones, else float32, int64, bool."""
-    usual = {"float": "float32", "int": "int64", "bool": "bool"}
-    declared = {name: t.dtype for name, t in compilation.trace.tensors.items()}
-    return {
-        t.name: str(d).removeprefix("torch.")
-        if isinstance(d := declared[t.name], torch.dtype)
-        else usual[t.kind]
-        for t in compilation.plan.program.tensors
-    }
 
 
 def gpu_kernels(

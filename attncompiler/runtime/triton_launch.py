@@ -184,7 +184,7 @@ def run_forward(
         "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n,
         "LISTED": lists is not None, "DESCRIPTORS": tiling.descriptors,
         "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
-        "WIDEN": widened(q.dtype), "LONG": is_long((k, v, *tensors)),
+        "WIDEN": widened(q.dtype), "LONG": is_long((q, k, v, *tensors)),
         "REVERSED": module.REVERSED,
     }  # fmt: skip
     grid = (-(-queries // tiling.block_m), heads, batch)

@@ -87,7 +87,7 @@ def _type(name: str, call: Call, element: str) -> str | None:
         return "*fp32" if call.trains else None
     if name.startswith(("saved_", "handed_", "from_")) or name.endswith("_stored"):
         return "*fp32"
-    if name.startswith(("grad_", "given_")):
+    if name.startswith("grad_"):
         return None
     if name in ("tile_lists", "block_order"):
         return "*i32" if call.listed else None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from attncompiler.artifact.specialize import specializations
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.triton_configs import Config, Kind
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant, causal, sliding_window
-from attncompiler.runtime.gpu_kernels import GpuKernel, GpuKernels, gpu_kernels, usual_types
+from attncompiler.runtime.gpu_kernels import GpuKernel, GpuKernels, gpu_kernels
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.offline import Built, Failed, compile_offline
 from attncompiler.variant_file import load_variant
@@ -49,8 +50,8 @@ def _kernels(name: str) -> Kernels:
 def kernels_of(name: str, dtype: str, head_dim: int, value_dim: int) -> GpuKernels:
     """The forward kernel of training and the two backward kernels of a variant."""
     kernels = _kernels(name)
-    types = usual_types(kernels.compilation)
-    return gpu_kernels(kernels, types, (dtype, head_dim, value_dim), backward=True)
+    (wanted,) = specializations(kernels.compilation, [dtype], head_dim, value_dim)
+    return gpu_kernels(kernels, wanted.tensors, wanted.dims, backward=True)
 
 
 def kernel_of(name: str, kind: Kind, dtype: str, head_dim: int, value_dim: int) -> GpuKernel:

@@ -334,6 +334,7 @@ class BackwardPrinter(LoopPrinter):
 
     def _elements(self, walk_: BackwardPass, bodies: list[Expr]) -> Elements:
         self._plain = walk_.score is Dot()
+        self.nonpositive = walk_.nonpositive
         read = set(walk(*bodies))
         scored = not self._plain and Score() in read
         masks = [] if walk_.mask is None else [walk_.mask]

@@ -80,6 +80,7 @@ class ForwardPrinter(LoopPrinter):
         known = [*outer, *(n.name for n in rows)]
         keys = self.define(kernel_pass.keys)
         self._plain = kernel_pass.score is Dot()
+        self.nonpositive = kernel_pass.nonpositive
         bodies: list[Expr] = [x.body for s in kernel_pass.sweeps for x in s.parts]
         scored = not self._plain and any(isinstance(n, Score) for n in walk(*bodies))
         masks = [] if kernel_pass.mask is None else [kernel_pass.mask]

@@ -108,6 +108,8 @@ class LoopPrinter:
             self.bounds |= {extent(t.name, axis): INT32_MAX for axis in range(len(t.axes))}
         self.locals: dict[Expr, Text] = {}
         self.counts: dict[Expr, Expr] = {}
+        # Of the pass that is being printed.
+        self.nonpositive: frozenset[Expr] = frozenset()
 
     def printer(self) -> TritonPrinter:
         """A printer without names of its own."""
@@ -116,7 +118,7 @@ class LoopPrinter:
         def leaf(expr: Expr) -> Text:
             return self._leaf(made, expr)
 
-        made = TritonPrinter(leaf, self.bounds, self.order, self.counts)
+        made = TritonPrinter(leaf, self.bounds, self.order, self.counts, self.nonpositive)
         return made
 
     def define(self, lets: Iterable[Let]) -> list[Named]:

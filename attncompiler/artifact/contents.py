@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution, version
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,8 +51,9 @@ def package_files(
     request: Request,
     wanted: Sequence[Wanted],
     kernels: Sequence[PackagedKernel],
-) -> dict[str, str]:
-    """The text of each file by its path in the package."""
+    binaries: Mapping[str, bytes] = MappingProxyType({}),
+) -> dict[str, str | bytes]:
+    """What each file holds by its path in the package; ``binaries`` are files that come along."""
     context = definition.context() | {
         "package": request.package,
         "summary": _summary(definition.variant),
@@ -65,13 +67,14 @@ def package_files(
         "command": request.command,
         "version": version("attncompiler"),
     }
-    files = {
+    files: dict[str, str | bytes] = {
         "__init__.py": rendered("init.py.j2", context),
         "selftest.py": rendered("selftest.py.j2", context),
         "README.md": rendered("readme.md.j2", context),
         "py.typed": "",
         **{kernel.path: kernel.source for kernel in kernels},
         **definition.files(),
+        **binaries,
         **support_files((*MODULES, *request.backend.modules), request.backend.libraries),
     }
     licence = distribution("attncompiler").read_text("licenses/LICENSE")
@@ -151,5 +154,6 @@ def _name(dtype: object) -> str | None:
     return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else None
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sha256(content: str | bytes) -> str:
+    data = content.encode() if isinstance(content, str) else content
+    return hashlib.sha256(data).hexdigest()

@@ -56,7 +56,7 @@ def _written(folder: Path) -> set[str]:
         return set()
 
 
-def publish(folder: Path, files: Mapping[str, str]) -> None:
+def publish(folder: Path, files: Mapping[str, str | bytes]) -> None:
     """Write the package beside ``folder``, then put it in its place: a stop half-way leaves the old one, or none.
 
     Raises what ``check_folder`` raises, and OSError.
@@ -66,10 +66,10 @@ def publish(folder: Path, files: Mapping[str, str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as room:
         new, old = Path(room) / "new", Path(room) / "old"
-        for path, text in files.items():
+        for path, content in files.items():
             target = new / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text)
+            target.write_bytes(content.encode() if isinstance(content, str) else content)
         if folder.exists():
             os.rename(folder, old)
         try:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from attncompiler.commands.options import DTYPES, backend_option, variant_arguments
+from attncompiler.commands.gpu import check_architectures, compile_for_gpus, gpu_files, report
+from attncompiler.commands.options import (
+    DTYPES,
+    arch_option,
+    build_backend_option,
+    variant_arguments,
+)
+
+if TYPE_CHECKING:
+    from attncompiler.artifact.backend import PackagedKernel
+    from attncompiler.backends.gpu_targets import Target
 
 
 @click.command()
 @variant_arguments
-@backend_option
+@build_backend_option
+@arch_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -36,7 +47,8 @@ def build(
     file: Path,
     name: str | None,
     settings: tuple[str, ...],
-    backend: Literal["auto", "cpp"],
+    backends: tuple[str, ...],
+    archs: tuple[Target, ...],
     out: Path | None,
     dtypes: tuple[str, ...],
     head_dim: int,
@@ -48,7 +60,17 @@ def build(
     With --out DIR, write a Python package: attention(q, k, v, ...) as one function, kernels as source that its first
     call builds, the same mathematics in plain torch (dense.py), a self test (python -m DIR.selftest), a manifest and
     a README. It imports without attncompiler. A package that stands there already is replaced.
+
+    With --backend triton and --arch, compile every kernel for these GPUs, none of which need be here, in several
+    configurations. A table tells what each takes: registers and bytes spilled are those of a thread, shared memory that
+    of a block, blocks/SM how many of them an SM holds; the time is a model's, for 4 x 32 heads of 4096 queries and keys.
+    Of those without spills one is chosen that is about as fast as any by that model. With --out the chosen binaries and
+    the table (resources.json) lie in DIR/gpu.
+
+    \b
+    attncompiler build my_attention.py --backend cpp,triton --arch sm_80,sm_90,gfx942 --dtype bfloat16
     """
+    check_architectures(backends, archs, dtypes, out)
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -67,23 +89,27 @@ def build(
     if out is not None:
         check_folder(out)
     with console.status(f"deriving {file}"):
-        operator = compile_variant(load_variant(file, name, settings), backend=backend)
+        operator = compile_variant(load_variant(file, name, settings))
     _report("derive", clock)
     definition = None if out is None else Definition(operator.compilation)
     dims = head_dim, value_dim or head_dim
-    target = BACKENDS[USUAL if backend == "auto" else backend]
     wanted = specializations(operator.compilation, tuple(dict.fromkeys(dtypes)), *dims)
-    kernels = []
-    with console.status("building"):
-        for kernel in target.kernels(operator.compilation, wanted, backward=backward):
-            kernels.append(kernel)
-            for stage, seconds in kernel.built.seconds.items():
-                click.echo(
-                    f"{stage:<10}{seconds:7.3f} s  {kernel.entry['kind']} {kernel.entry['dtype']}"
-                )
-    total = sum(sum(kernel.built.seconds.values()) for kernel in kernels)
-    cached = all(kernel.built.cached for kernel in kernels)
-    console.print(f"{'built':<10}{total:7.3f} s" + ("  (found in the cache)" if cached else ""))
+    kernels: list[PackagedKernel] = []
+    if USUAL in backends:
+        with console.status("building"):
+            for kernel in BACKENDS[USUAL].kernels(operator.compilation, wanted, backward=backward):
+                kernels.append(kernel)
+                kind, dtype = kernel.entry["kind"], kernel.entry["dtype"]
+                for stage, seconds in kernel.built.seconds.items():
+                    click.echo(f"{stage:<10}{seconds:7.3f} s  {kind} {dtype}")
+        total = sum(sum(kernel.built.seconds.values()) for kernel in kernels)
+        cached = all(kernel.built.cached for kernel in kernels)
+        console.print(f"{'built':<10}{total:7.3f} s" + ("  (found in the cache)" if cached else ""))
+    binaries = {}
+    if archs:
+        found = compile_for_gpus(console, operator.compilation, archs, wanted, backward=backward)
+        report(console, operator.name, found, paths=out is None)
+        binaries = gpu_files(found)
     if out is None or definition is None:
         for kernel in kernels:
             console.print(f"source  {kernel.built.path_source}")
@@ -91,18 +117,20 @@ def build(
         package = out.resolve().name
         request = Request(
             package=package,
-            backend=target,
+            backend=BACKENDS[USUAL],
             dtypes=tuple(dict.fromkeys(dtypes)),
             head_dim=dims[0],
             value_dim=dims[1],
             backward=backward,
             file=file.name,
-            command=_command(file, operator.name, settings, package, dtypes, dims, backward),
+            command=_command(
+                file, operator.name, settings, package, dtypes, dims, backward, backends, archs
+            ),
         )
-        files = package_files(definition, request, wanted, kernels)
+        files = package_files(definition, request, wanted, kernels, binaries)
         publish(out, files)
         for path in files:
-            if "/" not in path or path.startswith("kernels/"):
+            if "/" not in path or path.startswith(("kernels/", "gpu/")):
                 console.print(f"wrote {out / path}")
         console.print(f"test it: python -m {package}.selftest")
     for kernel in kernels:
@@ -123,10 +151,14 @@ def _command(
     dtypes: tuple[str, ...],
     dims: tuple[int, int],
     backward: bool,
+    backends: tuple[str, ...],
+    archs: tuple[Target, ...],
 ) -> str:
     """The command that makes the same package."""
     words = ["attncompiler", "build", file.name, "--name", name, "--out", package]
     words += [word for setting in settings for word in ("--set", setting)]
     words += [word for dtype in dict.fromkeys(dtypes) for word in ("--dtype", dtype)]
     words += ["--head-dim", str(dims[0]), "--value-dim", str(dims[1])]
+    if archs:
+        words += ["--backend", ",".join(backends), "--arch", ",".join(t.name for t in archs)]
     return shlex.join([*words, *(["--backward"] if backward else [])])

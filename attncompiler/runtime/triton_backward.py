@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.tile_tables import readable
+from attncompiler.runtime.tilings import refusals
 from attncompiler.runtime.triton_launch import (
     NO_LISTS,
     TileLists,
@@ -183,10 +184,12 @@ def run_backward(
     column_grid = (-(-keys // tilings[1].block_n), groups, batch)
 
     def run(phase: int, *, columns: bool) -> None:
-        with on_device(q):
-            module.rows[row_grid](**by_rows, PHASE=phase)
+        with on_device(q, workspace=any(t.descriptors for t in tilings)):
+            with refusals("rows"):
+                module.rows[row_grid](**by_rows, PHASE=phase)
             if columns and keys and groups:
-                module.columns[column_grid](**by_columns, PHASE=phase)
+                with refusals("columns"):
+                    module.columns[column_grid](**by_columns, PHASE=phase)
 
     exponents: dict[str, Tensor] = {}
     if any(whole.values()):

@@ -189,10 +189,25 @@ def run_forward(
         "REVERSED": module.REVERSED,
     }  # fmt: skip
     grid = (-(-queries // tiling.block_m), heads, batch)
-    with on_device(q):
+    with on_device(q, workspace=tiling.descriptors):
         module.forward[grid](**arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages)
 
 
-def on_device(x: Tensor) -> Any:
-    """The device of a tensor as the current one; its current stream is where kernels are launched."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+def on_device(x: Tensor, *, workspace: bool = False) -> Any:
+    """The device of a tensor as the current one; its current stream is where kernels are launched.
+
+    ``workspace``: kernels build tensor descriptors, in memory that torch gives. Triton keeps the allocator for one
+    thread, and autograd has threads of its own.
+    """
+    if not x.is_cuda:
+        return contextlib.nullcontext()
+    if workspace:
+        import triton
+
+        triton.set_allocator(_allocated)
+    return torch.cuda.device(x.device)
+
+
+def _allocated(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory on the current device, which the caching allocator aligns to 512 bytes."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")

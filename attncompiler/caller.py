@@ -28,7 +28,7 @@ def user_location(boundary: CodeType | None = None) -> Location | None:
         if frame.f_code is boundary or frame.f_code.co_filename.startswith(_COMMANDS):
             return None
         # A dataclass's __init__ has no file, but the globals of its module.
-        ours = frame.f_globals.get("__name__", "").startswith("attncompiler.")
+        ours = frame.f_globals.get("__name__", "").startswith(f"{__package__}.")
         if not ours and not frame.f_code.co_filename.startswith(skipped):
             return _location(frame)
         frame = frame.f_back

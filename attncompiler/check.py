@@ -8,9 +8,8 @@ result once.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +21,7 @@ import attncompiler.oracle
 from attncompiler.cases import Case, draw_cases
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.errors import OutOfRangeError
-from attncompiler.gradient_check import gradients, leaves_of
+from attncompiler.gradient_check import Leaves, Reference, arguments_of, gradients, leaves_of
 from attncompiler.ir.expr import Load, axes_of, walk
 from attncompiler.ir.program import Program
 
@@ -30,40 +29,8 @@ if TYPE_CHECKING:
     from attncompiler.dsl import Variant
     from attncompiler.layouts import Boxes
 from attncompiler.oracle import OracleResult
-
-# Results of 16-bit types are rounded once from a float32 sum; for the wider types the sum itself rounds too.
-_FLOOR_UNITS = {torch.float16: 1.0, torch.bfloat16: 1.0, torch.float32: 8.0, torch.float64: 8.0}
-# Plain PyTorch in float64 is the oracle itself and shows no error. Rounding errors are proportional to the unit
-# of the type, so the yardstick of float64 is the error of plain float32 times the ratio of the units.
-_FLOAT64_OVER_FLOAT32 = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One result of one case: ``error`` and ``plain_error`` are largest absolute errors against float64."""
-
-    what: str
-    error: float
-    plain_error: float
-    floor: float
-    position: tuple[int, ...] = ()
-    found: float = math.nan
-    expected: float = math.nan
-
-    @property
-    def limit(self) -> float:
-        """The largest error that passes."""
-        return 2 * self.plain_error + self.floor
-
-    @property
-    def passed(self) -> bool:
-        """False for a NaN too."""
-        return self.error <= self.limit
-
-    @property
-    def ratio(self) -> float:
-        """Error over limit; at most 1 passes."""
-        return 0.0 if self.error == 0 else self.error / self.limit if self.limit else math.inf
+from attncompiler.yardstick import Comparison as Comparison
+from attncompiler.yardstick import compare, compare_gradients, draw_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +113,7 @@ class Checker:
         self.variant, self.with_gradients = variant, gradients
         self.operator = compile_variant(variant, backend=backend)
         self._layout = variant.layout
-        self._reads_keys_at_queries = _reads_keys_at_queries(
-            self.operator.compilation.trace.program
-        )
+        self._reads_keys_at_queries = reads_keys_at_queries(self.operator.compilation.trace.program)
 
     def build(self, cases: Iterable[Case]) -> Iterator[str]:
         """Build the kernels that the cases need, several at once; gives the name of each as it is done."""
@@ -184,9 +149,9 @@ class Checker:
             return Outcome(case, fault=fault)
         plain = oracle(torch.float32 if case.dtype == "float64" else None)
         out, stats = self.operator(q, k, v, q_start=case.q_start, return_stats=True, **tensors)
-        comparisons = [_compare("out", out, plain.out, exact.out)]
+        comparisons = [compare("out", out, plain.out, exact.out)]
         for name, expected in exact.stats.items():
-            comparisons.append(_compare(f"stats.{name}", stats[name], plain.stats[name], expected))
+            comparisons.append(compare(f"stats.{name}", stats[name], plain.stats[name], expected))
         if self.with_gradients:
             comparisons += self.gradients(case)
         return Outcome(case, tuple(comparisons))
@@ -195,20 +160,20 @@ class Checker:
         """One comparison for q, k, v and each floating tensor; see ``gradient_check.py``."""
         case = self.fitted(case)
         leaves, given = leaves_of(*self.inputs(case), case.dtype)
-        found = gradients(self.variant, self.operator, leaves, given, case)
-        # Gradients are sums of terms of both signs, often much larger than what is left (for one key nothing is).
-        # So the floor counts in units of the largest gradient of the call, four of the usual ones for q, k and v; a
-        # tensor's gradient is a sum over many pairs: eight, and in the element type of the call at least one.
-        largest = max(_largest(exact) for _, _, exact in found.values())
-        unit = torch.finfo(getattr(torch, case.dtype)).eps
-        comparisons = []
-        for name, (mine, plain, exact) in found.items():
-            scale = 4 * largest
-            if name not in ("q", "k", "v"):
-                own = _FLOOR_UNITS[mine.dtype] * torch.finfo(mine.dtype).eps
-                scale = largest * max(8.0, unit / own)
-            comparisons.append(_compare(f"grad.{name}", mine, plain, exact, largest=scale))
-        return tuple(comparisons)
+        found = gradients(self.reference(given, case), self.operator, leaves, given, case)
+        return compare_gradients(found, case.dtype)
+
+    def reference(self, given: Mapping[str, Any], case: Case) -> Reference:
+        """The variant's own formulas in a type, as a function of leaves."""
+
+        def call(leaves: Leaves, dtype: torch.dtype | None) -> tuple[Tensor, dict[str, Tensor]]:
+            q, k, v, tensors = arguments_of(leaves, given)
+            result = attncompiler.oracle.attention(
+                self.variant, q, k, v, q_start=case.q_start, tensors=tensors, dtype=dtype
+            )
+            return result.out, result.stats
+
+        return call
 
     def fitted(self, case: Case) -> Case:
         """The case with enough keys, where the variant reads a tensor over keys at the position of a query.
@@ -224,22 +189,7 @@ class Checker:
 
     def inputs(self, case: Case) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         """q, k, v in the case's layout and the variant's own tensors, drawn from the case's seed."""
-        generator = torch.Generator().manual_seed(case.seed)
-        dtype: torch.dtype = getattr(torch, case.dtype)
-        # Queries twice as wide as usual: scores spread over several units, so that a wrong maximum shows.
-        q = 2 * _draw(generator, case.B, case.H, case.M, case.D)
-        k = _draw(generator, case.B, case.G, case.N, case.D)
-        v = _draw(generator, case.B, case.G, case.N, case.Dv)
-        tensors = self.variant.sample(case.sizes | {"q_start": case.q_start}, generator)
-        if dtype == torch.float64 and hasattr(self.variant, "prepare"):
-            # prepare is ordinary PyTorch: on float32 tensors its result would be no better than float32.
-            tensors |= {n: t.double() for n, t in tensors.items() if t.dtype == torch.float32}
-        return (
-            _lay_out(q.to(dtype), case, shared=False),
-            _lay_out(k.to(dtype), case, shared=True),
-            _lay_out(v.to(dtype), case, shared=True),
-            tensors,
-        )
+        return draw_inputs(case, self.variant.sample, prepares=hasattr(self.variant, "prepare"))
 
     def shrink(self, failure: Outcome) -> Outcome:
         """The smallest failing case reachable by making one size or property simpler at a time."""
@@ -266,7 +216,7 @@ def check(
     return Checker(variant, backend=backend, gradients=gradients).report(drawn)
 
 
-def _reads_keys_at_queries(program: Program) -> bool:
+def reads_keys_at_queries(program: Program) -> bool:
     """Whether some tensor over keys is indexed by a query position, as document ids are."""
     axes = {t.name: t.axes for t in program.tensors}
     return any(
@@ -275,69 +225,3 @@ def _reads_keys_at_queries(program: Program) -> bool:
         if isinstance(node, Load)
         for axis, index in zip(axes[node.tensor], node.indices, strict=True)
     )
-
-
-def _draw(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _lay_out(x: Tensor, case: Case, *, shared: bool) -> Tensor:
-    """The same numbers under other strides (broadcast: the first batch and head for all)."""
-    match case.layout:
-        case "plain":
-            return x.contiguous()
-        case "swapped":
-            return x.transpose(1, 2).contiguous().transpose(1, 2)
-        case "padded":
-            room = x.new_full((*x.shape[:3], x.shape[3] + 5), math.nan)
-            room[..., : x.shape[3]] = x
-            return room[..., : x.shape[3]]
-        case "broadcast":
-            return x[:1, :1].expand(x.shape) if shared and x.numel() else x.contiguous()
-
-
-def _compare(
-    what: str, found: Tensor, plain: Tensor, exact: Tensor, *, largest: float = 0.0
-) -> Comparison:
-    """Largest errors; equal infinities and equal NaNs count as no error, any other pair with one as infinite.
-
-    The floor is a few units of the largest exact number, or of ``largest`` if that is more.
-    """
-    if exact.numel() == 0:
-        return Comparison(what, 0.0, 0.0, 0.0)
-    if found.shape != exact.shape:
-        raise AssertionError(f"{what} has shape {tuple(found.shape)}, not {tuple(exact.shape)}")
-    errors = _errors(found, exact)
-    plain_error = _largest_finite(_errors(plain, exact))
-    if found.dtype == torch.float64 and plain.dtype == torch.float32:
-        plain_error *= _FLOAT64_OVER_FLOAT32
-    largest = max(largest, _largest(exact))
-    units = _FLOOR_UNITS[found.dtype]
-    place = int(errors.argmax())
-    position = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), errors.shape))
-    return Comparison(
-        what,
-        error=errors.max().item(),
-        plain_error=plain_error,
-        floor=units * torch.finfo(found.dtype).eps * largest,
-        position=position,
-        found=found[position].item(),
-        expected=exact[position].item(),
-    )
-
-
-def _largest(exact: Tensor) -> float:
-    finite = exact[exact.isfinite()]
-    return finite.abs().max().item() if finite.numel() else 0.0
-
-
-def _errors(found: Tensor, exact: Tensor) -> Tensor:
-    wide = found.to(torch.float64)
-    same = (wide == exact) | (wide.isnan() & exact.isnan())
-    difference = (wide - exact).abs().nan_to_num(nan=math.inf, posinf=math.inf)
-    return torch.where(same, 0.0, difference)
-
-
-def _largest_finite(errors: Tensor) -> float:
-    # Where plain PyTorch overflows it is no yardstick; the kernel is then held to the rest of the result.
-    return errors[errors.isfinite()].max().item() if errors.isfinite().any() else 0.0

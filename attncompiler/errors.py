@@ -7,7 +7,7 @@ keyword arguments. A bug of the compiler itself is an InternalError.
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -242,6 +242,10 @@ class TooSmallError(AttnCompilerError):
 
     message = "the {what} is {value}"
     advice = "give a number of at least {least}"
+
+    def __init__(self, *, parameter: str = "", **values: Any) -> None:
+        self.parameter = parameter
+        super().__init__(**values)
 
 
 class MissingParameterError(AttnCompilerError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -89,13 +90,18 @@ def trace(variant: Variant) -> Trace:
     return _finish(program, variant, rec, locations)
 
 
+# Python 3.11 parses wrongly when several threads parse at once (python/cpython#106905); calls in threads build kernels.
+_SOURCES = threading.Lock()
+
+
 def definition_of(trace: Trace) -> str:
     """The source of what was traced."""
     if trace.definition:
         return trace.definition
     cls = type(trace.variant)
     try:
-        return inspect.getsource(cls)
+        with _SOURCES:
+            return inspect.getsource(cls)
     except (OSError, TypeError):  # a class made at a prompt has no file
         return f"class {cls.__name__} (source not available)"
 

@@ -1,4 +1,4 @@
-"""Turns a call into comparisons of an operator's gradients with float64 autograd of the variant's own formulas.
+"""Turns a call into an operator's gradients beside those that autograd finds for the variant's dense formulas.
 
 The loss weighs the output and every kept statistic with random numbers. As for results, the yardstick of an element
 type is plain PyTorch in that type: here the gradient its autograd finds.
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import attncompiler.oracle
 from attncompiler.cases import Case
-from attncompiler.variant import Variant
 
 Leaves = dict[str, Tensor]
 # The output and the kept statistics of a call with these leaves.
 Call = Callable[[Leaves], tuple[Tensor, dict[str, Tensor]]]
+# The same in a type, by dense PyTorch (None: in that of the leaves).
+Reference = Callable[[Leaves, torch.dtype | None], tuple[Tensor, dict[str, Tensor]]]
 
 
 def leaves_of(
@@ -43,21 +43,6 @@ def arguments_of(
     return leaves["q"], leaves["k"], leaves["v"], {**tensors, **given}
 
 
-def reference(
-    variant: Variant, given: Mapping[str, Any], case: Case, dtype: torch.dtype | None
-) -> Call:
-    """The variant's own formulas in ``dtype`` (None: that of the leaves)."""
-
-    def call(mine: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
-        q, k, v, tensors = arguments_of(mine, given)
-        result = attncompiler.oracle.attention(
-            variant, q, k, v, q_start=case.q_start, tensors=tensors, dtype=dtype
-        )
-        return result.out, result.stats
-
-    return call
-
-
 def loss_weights(leaves: Leaves, case: Case) -> Callable[[str, Tensor], Tensor]:
     """Random weights of one result's elements: the same numbers whatever the type of the result.
 
@@ -74,7 +59,7 @@ def loss_weights(leaves: Leaves, case: Case) -> Callable[[str, Tensor], Tensor]:
             drawn = drawn.to(elements)
             if case.layout == "swapped":
                 drawn = drawn.transpose(1, 2).contiguous().transpose(1, 2)
-        return drawn.to(like.dtype)
+        return drawn.to(like.device, like.dtype)
 
     return weights
 
@@ -98,7 +83,7 @@ def differentiated(
 
 
 def gradients(
-    variant: Variant,
+    reference: Reference,
     operator: Callable[..., Any],
     leaves: Leaves,
     given: Mapping[str, Any],
@@ -115,11 +100,11 @@ def gradients(
         return result
 
     wide = {name: x.double() for name, x in leaves.items()}
-    exact = differentiated(reference(variant, given, case, torch.float64), wide, weights)
+    exact = differentiated(lambda x: reference(x, torch.float64), wide, weights)
     # The float64 oracle cannot judge itself: the yardstick of float64 is plain float32.
     is_float64 = case.dtype == "float64"
-    narrow = reference(variant, given, case, torch.float32 if is_float64 else None)
-    plain = differentiated(narrow, leaves, weights)
+    narrow = torch.float32 if is_float64 else None
+    plain = differentiated(lambda x: reference(x, narrow), leaves, weights)
     found = differentiated(mine, leaves, weights)
     return {
         name: (found[name], plain[name].float() if is_float64 else plain[name], exact[name])

@@ -3,26 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from attncompiler.declarations import Tensor
+from attncompiler.ir.declared import Kind
 
 if TYPE_CHECKING:
     import torch
 
-_SIZE_OF = {"b": "B", "h": "H", "g": "G", "q": "M", "k": "N", "d": "Dv"}
+SIZE_OF = {"b": "B", "h": "H", "g": "G", "q": "M", "k": "N", "d": "Dv"}
 
 
-def tensor_shape(tensor: Tensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
+class Drawable(Protocol):
+    """What a declaration says of the values of a tensor; see ``declarations.Tensor``."""
+
+    @property
+    def axes(self) -> tuple[str | int, ...]:
+        """The name or the extent of each axis."""
+
+    @property
+    def kind(self) -> Kind:
+        """``"float"``, ``"int"`` or ``"bool"``."""
+
+    @property
+    def dtype(self) -> object:
+        """The kind, or a torch dtype."""
+
+    @property
+    def low(self) -> float | None:
+        """The smallest value."""
+
+    @property
+    def high(self) -> float | None:
+        """The largest value; ints stay below it."""
+
+    @property
+    def extent(self) -> int:
+        """The extent of free axes."""
+
+
+def tensor_shape(tensor: Drawable, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a declared tensor; ``sizes`` gives B, H, G, M, N, Dv and may give free axes by name."""
     return tuple(
-        axis if isinstance(axis, int) else sizes.get(_SIZE_OF.get(axis, axis), tensor.extent)
+        axis if isinstance(axis, int) else sizes.get(SIZE_OF.get(axis, axis), tensor.extent)
         for axis in tensor.axes
     )
 
 
 def sample_tensors(
-    tensors: Mapping[str, Tensor], sizes: Mapping[str, int], generator: torch.Generator
+    tensors: Mapping[str, Drawable], sizes: Mapping[str, int], generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """Random values within each declaration's ``low`` and ``high``.
 
@@ -35,7 +63,7 @@ def sample_tensors(
     }
 
 
-def _draw(tensor: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def _draw(tensor: Drawable, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     import torch
 
     given = tensor.dtype if isinstance(tensor.dtype, torch.dtype) else None

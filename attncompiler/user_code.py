@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from types import TracebackType
-from typing import ParamSpec, TypeVar
 
-from attncompiler.caller import raised_at, user_location
+from attncompiler.caller import raised_at
 from attncompiler.errors import AttnCompilerError, InternalError, SlotFailedError, nearest
 from attncompiler.ir.location import Location
+from attncompiler.runtime.call_location import shows_call as shows_call
 from attncompiler.variant import Variant
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def shows_call(function: Callable[P, R]) -> Callable[P, R]:
-    """Let mistakes that no line of the variant is to blame for show the line that called ``function``."""
-
-    @wraps(function)
-    def call(*arguments: P.args, **named: P.kwargs) -> R:
-        try:
-            return function(*arguments, **named)
-        except AttnCompilerError as error:
-            error.location = error.location or user_location()
-            raise
-
-    return call
 
 
 class UserCode:

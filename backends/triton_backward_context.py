@@ -60,14 +60,14 @@ class SumText:
 class WalkText:
     """One walk: of a block of queries over the keys, or of a block of keys over the queries.
 
-    ``rows`` are defined before a walk over keys, and in each tile of a walk over queries, where ``loads`` are the
-    statistics of the rows that it reads.
+    ``rows`` are defined before a walk over keys, and in each tile of a walk over queries, where ``loads`` are those
+    that another kernel left.
     """
 
     number: int
     stats: list[Named]
     rows: list[Named]
-    loads: list[str]
+    loads: list[Named]
     keys: list[Named]
     uses_keys: bool
     masked: bool
@@ -92,10 +92,10 @@ class WalkText:
 class BackwardContext:
     """Everything the backward template needs.
 
-    ``known`` are the statistics that there are before the first walk. ``own_go``: the gradient of the row before the
-    epilogue is another one than that of the output. ``handed``: the statistics that the first kernel leaves for the
-    second; ``given``: gradients of kept statistics, which may be missing. ``finds_extrema``: gradients go to the pairs
-    that attain an extremum of their row, so that both kernels must compute scores in the same way.
+    ``handed`` are the values of rows that the first kernel leaves for the second, ``known`` the statistics that there
+    are before the first walk. ``own_go``: the gradient of the row before the output slot is not that of the output.
+    ``finds_extrema``: gradients go to the pairs that attain an extremum of their row, so both kernels must compute scores
+    in the same way.
     """
 
     title: str
@@ -112,8 +112,7 @@ class BackwardContext:
     columns: WalkText
     finish: list[Named]
     row_grads: list[ScatterText]
-    handed: list[str]
-    given: list[str]
+    handed: list[Named]
     known: list[str]
     own_go: bool
     masked: bool

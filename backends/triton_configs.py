@@ -1,8 +1,7 @@
 """Turns an architecture, an element type and head dimensions into tile shapes for Triton's attention kernels.
 
-The lists below were found by compiling flash attention for every family, and hold what came out without spills
-(``tests/test_backends/test_triton_configs.py`` compiles them again). Best guess first; the last one is small enough
-for any variant. What an estimate of shared memory or registers rules out is left out, all but the last.
+What an estimate of shared memory or registers rules out is left out of the lists of ``triton_seeds.py``, all but the
+last. Registers depend on the variant by what its kernel keeps beside the tiles of a plain softmax (``Extra``).
 """
 
 from __future__ import annotations
@@ -11,22 +10,36 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from attncompiler.backends.gpu_targets import Target
+from attncompiler.backends.triton_seeds import COLUMNS, FORWARD, ROWS, Family
+from attncompiler.backends.triton_work import Extra
 
 Kind = Literal["forward", "rows", "columns"]
-Family = Literal["wgmma", "tcgen05", "mma", "mfma", "mfma_float32", "fma"]
+_KINDS: tuple[Kind, ...] = ("forward", "rows", "columns")
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _KIB = 1024
-# Registers a thread can spend on float32 tiles before the compiler spills, by who multiplies. Loads by pointer take
-# 30 to 60 more than descriptors; tcgen05 keeps its sums in tensor memory.
-_TILE_REGISTERS = {
-    "wgmma": 224,
-    "tcgen05": 256,
-    "mma": 200,
-    "mfma": 400,
-    "mfma_float32": 400,
-    "fma": 255,
+# Registers that a thread can spend on float32 tiles and on vectors across them before the compiler spills, by who
+# multiplies and for the forward kernel, that of rows and that of columns. Whatever else a kernel needs is left out:
+# the numbers were read off generated kernels (tests/test_backends/test_generated_resources.py compiles them).
+_TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
+    "wgmma": (175, 175, 175),
+    "tcgen05": (170, 142, 170),
+    "mma": (122, 122, 122),
+    "mfma": (350, 350, 350),
+    "mfma_float32": (350, 350, 350),
+    "fma": (255, 255, 255),
 }
-_POINTER_REGISTERS = 50
+# What a value of a vector across a tile takes, those that are computed with it counted in.
+_USED: dict[Family, float] = {
+    "wgmma": 1.5,
+    "tcgen05": 0.65,
+    "mma": 1.5,
+    "mfma": 0.0,
+    "mfma_float32": 0.0,
+    "fma": 0.0,
+}
+# Loads by pointer take more than descriptors.
+_POINTER_REGISTERS = 30
+PLAIN = Extra()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,139 +57,48 @@ class Config:
     descriptors: bool = False
 
 
-_Seeds = tuple[tuple[int, int, int, int], ...]
-# By the larger padded head dimension: block_m, block_n, warps, stages.
-_FORWARD: dict[Family, dict[int, _Seeds]] = {
-    "wgmma": {
-        64: ((128, 128, 8, 2), (128, 64, 4, 3), (64, 128, 4, 2), (128, 64, 8, 3), (64, 64, 4, 3), (64, 32, 4, 2)),
-        128: ((128, 128, 8, 2), (128, 64, 8, 3), (64, 128, 4, 2), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
-        256: ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 8, 2), (64, 16, 8, 2)),
-        512: ((64, 32, 8, 2), (64, 16, 8, 2), (16, 16, 8, 1)),
-    },
-    "tcgen05": {
-        64: ((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (64, 128, 4, 2), (64, 64, 4, 3), (64, 32, 4, 2)),
-        128: ((128, 128, 8, 2), (128, 64, 4, 3), (64, 128, 4, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
-        256: ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 8, 2), (64, 16, 8, 2)),
-        512: ((64, 32, 8, 2), (64, 16, 8, 2), (16, 16, 8, 1)),
-    },
-    "mma": {
-        64: ((128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 2), (64, 32, 4, 2)),
-        128: ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 4, 2)),
-        256: ((64, 32, 8, 2), (64, 64, 8, 2), (32, 32, 4, 2), (16, 32, 4, 1)),
-        512: ((32, 16, 8, 2), (32, 16, 8, 1), (16, 16, 8, 1)),
-    },
-    "mfma": {
-        64: ((128, 64, 4, 1), (128, 64, 4, 2), (64, 64, 4, 2), (128, 64, 8, 1), (64, 32, 4, 1)),
-        128: ((128, 64, 4, 1), (64, 64, 4, 2), (64, 64, 4, 1), (128, 64, 8, 1), (64, 32, 4, 1)),
-        256: ((64, 32, 4, 1), (128, 32, 4, 1), (32, 32, 4, 1)),
-        512: ((64, 16, 4, 1), (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
-    },
-    "mfma_float32": {
-        64: ((64, 32, 4, 1), (64, 64, 8, 1), (32, 32, 4, 2), (32, 32, 4, 1)),
-        128: ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 4, 1), (32, 16, 4, 1)),
-        256: ((32, 16, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
-        512: ((16, 16, 4, 1),),
-    },
-    "fma": {
-        64: ((32, 32, 4, 2), (64, 32, 8, 1), (32, 32, 8, 1), (16, 16, 4, 2)),
-        128: ((32, 16, 8, 1), (16, 32, 8, 1), (32, 32, 8, 1), (16, 16, 8, 1)),
-        256: ((16, 32, 8, 1), (16, 16, 8, 1), (16, 16, 16, 1)),
-        512: ((16, 16, 16, 1), (16, 32, 16, 1), (16, 16, 8, 1)),
-    },
-}  # fmt: skip
-_ROWS: dict[Family, dict[int, _Seeds]] = {
-    "wgmma": {
-        64: ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
-        128: ((128, 64, 8, 2), (64, 64, 4, 2), (128, 128, 8, 2), (64, 32, 4, 2)),
-        256: ((64, 32, 8, 2), (64, 64, 8, 1), (32, 32, 8, 1)),
-        512: ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-    },
-    "tcgen05": {
-        64: ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
-        128: ((128, 64, 8, 2), (64, 64, 4, 2), (128, 128, 8, 2), (64, 32, 4, 2)),
-        256: ((64, 32, 8, 2), (64, 64, 8, 1), (32, 32, 8, 1)),
-        512: ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-    },
-    "mma": {
-        64: ((128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
-        128: ((64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2)),
-        256: ((32, 32, 8, 2), (32, 32, 8, 1), (32, 16, 4, 1), (16, 16, 8, 1)),
-        512: ((32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-    },
-    "mfma": {
-        64: ((128, 32, 4, 1), (64, 64, 4, 1), (64, 32, 4, 1), (32, 32, 4, 1)),
-        128: ((128, 32, 4, 1), (64, 32, 4, 1), (64, 64, 4, 1), (32, 32, 4, 1)),
-        256: ((64, 32, 4, 1), (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
-        512: ((16, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
-    },
-    "mfma_float32": {
-        64: ((64, 32, 4, 1), (64, 32, 8, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
-        128: ((32, 32, 4, 1), (64, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
-        256: ((32, 16, 4, 1), (16, 16, 4, 1)),
-        512: ((16, 16, 4, 1),),
-    },
-    "fma": {
-        64: ((64, 32, 8, 1), (32, 32, 4, 2), (32, 32, 8, 1), (16, 16, 4, 1)),
-        128: ((32, 32, 8, 1), (32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        256: ((16, 32, 8, 1), (32, 16, 8, 1), (16, 16, 8, 1)),
-        512: ((16, 16, 16, 1), (16, 16, 8, 1)),
-    },
-}  # fmt: skip
-_COLUMNS: dict[Family, dict[int, _Seeds]] = {
-    "wgmma": {
-        64: ((64, 128, 8, 2), (32, 128, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2)),
-        128: ((32, 128, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2)),
-        256: ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        512: ((16, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
-    },
-    "tcgen05": {
-        64: ((64, 128, 8, 2), (32, 128, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 8, 2)),
-        128: ((64, 128, 8, 2), (32, 128, 8, 2), (64, 64, 4, 2), (64, 64, 8, 2), (32, 64, 4, 2)),
-        256: ((32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        512: ((16, 32, 8, 1), (16, 16, 4, 1), (16, 16, 8, 1)),
-    },
-    "mma": {
-        64: ((32, 128, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 2)),
-        128: ((32, 64, 8, 2), (16, 128, 8, 2), (16, 64, 4, 2), (16, 32, 4, 1)),
-        256: ((16, 32, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        512: ((16, 16, 8, 1),),
-    },
-    "mfma": {
-        64: ((32, 64, 4, 1), (64, 64, 4, 1), (32, 128, 4, 1), (16, 64, 4, 1), (16, 32, 4, 1)),
-        128: ((32, 64, 4, 1), (16, 128, 4, 1), (16, 64, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1)),
-        256: ((16, 64, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
-        512: ((16, 16, 4, 1),),
-    },
-    "mfma_float32": {
-        64: ((32, 32, 4, 1), (16, 64, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
-        128: ((16, 32, 4, 1), (32, 32, 4, 1), (16, 64, 4, 1), (16, 16, 4, 1)),
-        256: ((16, 32, 4, 1), (16, 16, 4, 1)),
-        512: ((16, 16, 4, 1),),
-    },
-    "fma": {
-        64: ((32, 32, 8, 1), (32, 64, 8, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
-        128: ((32, 16, 8, 1), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
-        256: ((16, 32, 8, 1), (16, 16, 16, 1), (16, 16, 8, 1)),
-        512: ((16, 16, 16, 1), (16, 16, 8, 1)),
-    },
-}  # fmt: skip
+def configs(
+    kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int, extra: Extra = PLAIN
+) -> tuple[Config, ...]:
+    """Shapes for a forward kernel or for a backward one, that owns queries (rows: dq) or keys (columns: dk and dv).
+
+    Best first, never empty. ``dtype`` is the inputs' ("float32", "bfloat16", "float16"); head dimensions are those
+    before padding, 1 to 512; ``extra`` is what the kernel keeps beside a plain softmax's tiles.
+    """
+    family = _family(target, dtype)
+    side = max(padded_dim(head_dim), padded_dim(value_dim))
+    table = {"forward": FORWARD, "rows": ROWS, "columns": COLUMNS}[kind][family]
+    seeds = table[min(limit for limit in table if limit >= min(side, 512))]
+    # The accelerator wants rows whose bytes 16 divides.
+    whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
+    descriptors = target.descriptors and whole and family != "fma"
+    found = [Config(*seed, descriptors) for seed in seeds]
+
+    def fits(config: Config) -> bool:
+        shared = shared_estimate(kind, config, target, dtype, head_dim, value_dim)
+        pointers = target.descriptors and not descriptors
+        room = _TILE_REGISTERS[family][_KINDS.index(kind)] - (_POINTER_REGISTERS if pointers else 0)
+        tiles = _tile_registers(kind, config, target, (head_dim, value_dim), extra, family)
+        return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
+
+    last = found[-1]
+    if shared_estimate(kind, last, target, dtype, head_dim, value_dim) > target.shared_per_block:
+        last = _halved(kind, last)
+    return (*(config for config in found[:-1] if fits(config)), last)
 
 
 def forward_configs(
     target: Target, dtype: str, head_dim: int, value_dim: int, accumulators: int = 1
 ) -> tuple[Config, ...]:
-    """Shapes for a forward kernel that keeps ``accumulators`` weighted sums of values; best first, never empty.
-
-    ``dtype`` is the inputs' ("float32", "bfloat16", "float16"); head dimensions are those before padding, 1 to 512.
-    """
-    return _configs("forward", target, dtype, head_dim, value_dim, accumulators)
+    """``configs`` of a forward kernel that keeps ``accumulators`` weighted sums of values."""
+    return configs("forward", target, dtype, head_dim, value_dim, Extra(accumulators))
 
 
 def backward_configs(
     target: Target, dtype: str, head_dim: int, value_dim: int, kind: Literal["rows", "columns"]
 ) -> tuple[Config, ...]:
-    """Shapes for the backward kernel that owns blocks of queries (rows: dq) or of keys (columns: dk and dv)."""
-    return _configs(kind, target, dtype, head_dim, value_dim, 1)
+    """``configs`` of a backward kernel."""
+    return configs(kind, target, dtype, head_dim, value_dim)
 
 
 def padded_dim(dim: int) -> int:
@@ -216,30 +138,6 @@ def shared_estimate(
     return _ELEMENT_BYTES[dtype] * elements + _KIB
 
 
-def _configs(
-    kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int, accumulators: int
-) -> tuple[Config, ...]:
-    family = _family(target, dtype)
-    table = {"forward": _FORWARD, "rows": _ROWS, "columns": _COLUMNS}[kind][family]
-    side = max(padded_dim(head_dim), padded_dim(value_dim))
-    seeds = table[min(limit for limit in table if limit >= min(side, 512))]
-    # The accelerator wants rows whose bytes 16 divides.
-    whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
-    descriptors = target.descriptors and whole and family != "fma"
-    found = [Config(*seed, descriptors) for seed in seeds]
-
-    def fits(config: Config) -> bool:
-        shared = shared_estimate(kind, config, target, dtype, head_dim, value_dim)
-        room = _TILE_REGISTERS[family] - (0 if descriptors else _POINTER_REGISTERS)
-        tiles = _tile_registers(kind, config, target, head_dim, value_dim, accumulators)
-        return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
-
-    last = found[-1]
-    if shared_estimate(kind, last, target, dtype, head_dim, value_dim) > target.shared_per_block:
-        last = _halved(kind, last)
-    return (*(config for config in found[:-1] if fits(config)), last)
-
-
 def _halved(kind: Kind, config: Config) -> Config:
     """Half as many rows that stay: where four float32 tiles of 16 wide rows are more than a block's memory."""
     if kind == "columns":
@@ -248,15 +146,34 @@ def _halved(kind: Kind, config: Config) -> Config:
 
 
 def _tile_registers(
-    kind: Kind, config: Config, target: Target, head_dim: int, value_dim: int, accumulators: int
+    kind: Kind, config: Config, target: Target, dims: tuple[int, int], extra: Extra, family: Family
 ) -> float:
-    """Registers a thread spends on sums and scores, which are kept in float32, packed weights at half a register."""
-    d, v = padded_dim(head_dim), padded_dim(value_dim)
+    """Registers a thread spends on sums and scores, kept in float32, packed weights at half a register; on vectors.
+
+    Of a vector across a tile a thread holds a quarter where a warp group multiplies, less where warps share a row, and
+    on Blackwell, where it holds a row of a tile, half or all; what is computed with it comes on top.
+    """
+    d, v = map(padded_dim, dims)
     m, n = config.block_m, config.block_n
+    owned, walked = (n, m) if kind == "columns" else (m, n)
     threads = config.num_warps * target.warp_size
+    match family:
+        case "wgmma":
+            # A warp has 16 rows of the tile; those that are too many repeat what others do.
+            share, threads = 1 / 4, min(threads, 2 * owned)
+        case "tcgen05":
+            share = min(owned, 128) / threads
+        case "mma":
+            share = 1 / 16 if kind == "columns" else 1 / 8
+        case _:
+            share = 0.0
+    tile = m * n / threads
+    used = 1.0 if family == "tcgen05" and kind == "columns" else _USED[family]
+    taken = used * extra.across * walked * share + 8 * max(config.num_stages - 2, 0)
+    taken += 0.5 * extra.tiles * tile
     if kind == "forward":
-        return m * (accumulators * v + 1.5 * n) / threads
-    return (m * d if kind == "rows" else n * (d + v)) / threads + 2 * m * n / threads
+        return m * extra.accumulators * v / threads + 1.5 * tile + taken
+    return (m * d if kind == "rows" else n * (d + v)) / threads + 2 * tile + taken
 
 
 def _family(target: Target, dtype: str) -> Family:

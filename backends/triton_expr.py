@@ -85,7 +85,8 @@ class TritonPrinter:
 
     ``order`` names the two axes of a tile, down first. ``bounds`` are the largest absolute values of integers by the
     name of their tensor, parameter or local; ``counts`` gives for locals that are never negative an expression of which
-    that is known.
+    that is known. ``nonpositive`` are the exponentials that are at most 1: they take the instruction as it is, to which
+    results below 2**-126 are 0.
     """
 
     def __init__(
@@ -94,13 +95,13 @@ class TritonPrinter:
         bounds: Mapping[str, int],
         order: tuple[str, str] = ("q", "k"),
         counts: Mapping[Expr, Expr] | None = None,
+        nonpositive: frozenset[Expr] = frozenset(),
     ) -> None:
         self.leaf, self.bounds, self.order, self.counts = leaf, bounds, order, dict(counts or {})
+        self.nonpositive = nonpositive
         self.names: dict[Expr, Text] = {}
 
-    def define(
-        self, roots: Iterable[Expr], prefix: str, later: Iterable[Expr] = ()
-    ) -> list[Named]:
+    def define(self, roots: Iterable[Expr], prefix: str, later: Iterable[Expr] = ()) -> list[Named]:
         """Name the subexpressions that the roots use more than once; later prints refer to the names.
 
         A use in the expressions printed ``later`` counts as well.
@@ -174,6 +175,8 @@ class TritonPrinter:
                 return Text(f"(-{codes[0]})", "f", axes)
             case "add" | "sub" | "mul":
                 return Text(f"({codes[0]} {INFIX[op]} {codes[1]})", "f", axes)
+            case "exp2" if expr in self.nonpositive:
+                return Text(f"tl.exp2({codes[0]})", "f", axes)
             case _:
                 return Text(f"{FLOAT_FUNCTIONS[op]}({', '.join(codes)})", "f", axes)
 

@@ -80,7 +80,8 @@ class ForwardPrinter(LoopPrinter):
         known = [*outer, *(n.name for n in rows)]
         keys = self.define(kernel_pass.keys)
         self._plain = kernel_pass.score is Dot()
-        bodies = [x.body for s in kernel_pass.sweeps for x in s.parts]
+        self.nonpositive = kernel_pass.nonpositive
+        bodies: list[Expr] = [x.body for s in kernel_pass.sweeps for x in s.parts]
         scored = not self._plain and any(isinstance(n, Score) for n in walk(*bodies))
         masks = [] if kernel_pass.mask is None else [kernel_pass.mask]
         printer = self.printer()
@@ -103,9 +104,7 @@ class ForwardPrinter(LoopPrinter):
             for u in s.stats
         ]
         state += [(identifier(w.accumulator), "") for w in kernel_pass.weights]
-        before = [
-            f"s_{identifier(s.name)}" for s in self.kernel.plan.stats if s.pass_ < number
-        ]
+        before = [f"s_{identifier(s.name)}" for s in self.kernel.plan.stats if s.pass_ < number]
         return PassText(
             number=number,
             rows=rows,
@@ -116,13 +115,17 @@ class ForwardPrinter(LoopPrinter):
             score=score,
             mask_lets=mask_lets,
             mask=mask,
-            masks_score=all(
-                at_minus_infinity(x.body) == IDENTITY_LIMITS[getattr(x, "op", "sum")]
-                for s in kernel_pass.sweeps
-                for x in s.parts
-            ),
+            masks_score=_vanishes(kernel_pass),
             sweeps=sweeps,
-            passed=reads([*BLOCK_NAMES, *self.arguments(self.kernel.params, self.kernel.tensors), *known, *before], texts),
+            passed=reads(
+                [
+                    *BLOCK_NAMES,
+                    *self.arguments(self.kernel.params, self.kernel.tensors),
+                    *known,
+                    *before,
+                ],
+                texts,
+            ),
             state=state,
         )
 
@@ -192,6 +195,15 @@ class ForwardPrinter(LoopPrinter):
             ],
             output=self.spread(self.printer()(finish.output), wide),
         )
+
+
+def _vanishes(kernel_pass: KernelPass) -> bool:
+    """Whether nothing is left of a pair whose score is minus infinity."""
+    terms = [(u.body, u.op) for s in kernel_pass.sweeps for u in s.stats]
+    weights = [w.body for w in kernel_pass.weights]
+    return all(at_minus_infinity(body) == IDENTITY_LIMITS[op] for body, op in terms) and all(
+        at_minus_infinity(body) == "0" for body in weights
+    )
 
 
 def grows(span: Span) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["float", "int", "bool"]
+from attncompiler.ir.declared import Kind as Kind
+
 Rule = Literal["float", "int", "bool", "numeric", "compare", "logic", "where", "same"]
 
 

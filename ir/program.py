@@ -22,36 +22,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from attncompiler.ir.expr import Axis, Const, Dot, Expr, Score, Value, rewrite
+from attncompiler.ir.declared import Kind
+from attncompiler.ir.declared import ParamDecl as ParamDecl
+from attncompiler.ir.declared import TensorDecl as TensorDecl
+from attncompiler.ir.expr import Const, Dot, Expr, Score, Value, rewrite
 from attncompiler.ir.location import Location
-from attncompiler.ir.ops import Kind
 
 ReduceOp = Literal["max", "min", "sum"]
 
 # Parameters of every program, given by the call itself: the position of the first query.
 IMPLICIT_PARAMS: dict[str, Kind] = {"q_start": "int"}
-
-
-@dataclass(frozen=True, slots=True)
-class ParamDecl:
-    """A run-time scalar. Lifted literals are called ``c0``, ``c1`` ... and have ``lifted`` set."""
-
-    name: str
-    kind: Kind
-    lifted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDecl:
-    """A captured tensor: the axes it is declared over and the kind of its elements.
-
-    An axis is one of b h g q k d (its extent is then B, H, G, M, N or Dv), an integer (that extent) or a free
-    name (an extent known when the operator is called, the same for all tensors that use the name).
-    """
-
-    name: str
-    axes: tuple[Axis | str | int, ...]
-    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from attncompiler.cases import GROUPS, HEAD_DIMS, LAYOUTS, LENGTHS, Case, draw_cases
-from attncompiler.check import Checker, Outcome, _compare
+from attncompiler.check import Checker, Outcome
 from attncompiler.dsl import Variant, causal
+from attncompiler.yardstick import compare
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -60,8 +61,8 @@ def test_layouts_change_strides_and_nothing_else(case: Case) -> None:
 def test_a_kernel_may_have_twice_the_error_of_plain_pytorch_and_no_more() -> None:
     exact = torch.linspace(0.5, 1.0, 8, dtype=torch.float64).reshape(1, 1, 2, 4)
     plain = (exact + 1e-4).float()
-    assert _compare("out", (exact + 1.9e-4).float(), plain, exact).passed
-    assert not _compare("out", (exact + 2.2e-4).float(), plain, exact).passed
+    assert compare("out", (exact + 1.9e-4).float(), plain, exact).passed
+    assert not compare("out", (exact + 2.2e-4).float(), plain, exact).passed
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -70,7 +71,7 @@ def test_a_single_bad_number_fails(bad: float) -> None:
     found = exact.float()
     found[0, 1, 2, 3] = bad
     # A yardstick that overflows must not excuse anything.
-    comparison = _compare("out", found, found, exact)
+    comparison = compare("out", found, found, exact)
     assert not comparison.passed
     assert comparison.position == (0, 1, 2, 3)
     assert "out[0, 1, 2, 3]" in Outcome(Case(), (comparison,)).describe()
@@ -78,7 +79,7 @@ def test_a_single_bad_number_fails(bad: float) -> None:
 
 def test_an_infinite_statistic_of_an_empty_row_is_right() -> None:
     exact = torch.full((1, 1, 2), -math.inf, dtype=torch.float64)
-    assert _compare("stats.lse", exact.float(), exact.float(), exact).passed
+    assert compare("stats.lse", exact.float(), exact.float(), exact).passed
 
 
 def test_shrinking_ends_at_a_smallest_case() -> None:
@@ -90,7 +91,7 @@ def test_shrinking_ends_at_a_smallest_case() -> None:
             bad = case.M >= 5 and case.N >= 3 and case.H > case.G
             exact = torch.ones(1, dtype=torch.float64)
             found = torch.full((1,), math.nan if bad else 1.0)
-            return Outcome(case, (_compare("out", found, found, exact),))
+            return Outcome(case, (compare("out", found, found, exact),))
 
     start = Case(M=257, N=129, H=6, G=2, q_start=64, layout="padded")
     smallest = Fails().shrink(Fails().run(start)).case

@@ -135,7 +135,7 @@ def test_mistakes_print_a_message_and_no_traceback(
     assert "Traceback" not in shown
 
 
-def test_build_writes_source_and_manifest(
+def test_build_writes_a_package(
     variant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "kernels"
@@ -144,26 +144,26 @@ def test_build_writes_source_and_manifest(
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["variant"], manifest["head_dim"], manifest["value_dim"]) == ("Small", 16, 24)
     (kernel,) = manifest["kernels"]
-    assert "Small" in (out / kernel["source"]).read_text()
-    assert Path(kernel["library"]).is_file()
-    assert {p.name for p in out.iterdir()} == {"manifest.json", kernel["source"]}
-    assert not [
-        p
-        for p in tmp_path.iterdir()
-        if p not in (variant, out) and p.suffix != ".py" and p.name[0] == "."
-    ]
-    for stage in (*kernel["seconds"], "import", "derive"):
+    assert "Small" in (out / kernel["file"]).read_text()
+    assert {p.name for p in out.iterdir()} == {
+        *("__init__.py", "dense.py", "selftest.py", "manifest.json", "README.md", "py.typed"),
+        *("kernels", "support"),
+    }
+    # Nothing half-written stays behind.
+    assert not [p for p in tmp_path.iterdir() if p.name[0] == "."]
+    for stage in ("print", "compile", "import", "derive"):
         assert re.search(rf"^{stage} +\d+\.\d+ s", shown, re.MULTILINE)
+    assert "test it: python -m kernels.selftest" in shown
 
 
-def test_build_writes_the_backward_on_demand(variant: Path, tmp_path: Path) -> None:
-    out = tmp_path / "kernels"
-    assert run("build", variant, "--out", out, "--head-dim", 16, "--backward") == 0
-    kernels = json.loads((out / "manifest.json").read_text())["kernels"]
-    assert [k["kind"] for k in kernels] == ["forward", "backward"]
-    assert len({k["source"] for k in kernels}) == 2
-    assert all("class Small" in (out / k["source"]).read_text() for k in kernels)
-    assert "--head-dim 16 --value-dim 16 --backward" in (out / kernels[1]["source"]).read_text()
+def test_build_without_a_folder_says_where_the_source_is(
+    variant: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("build", variant, "--head-dim", 16, "--backward") == 0
+    sources = re.findall(r"^source  (.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(sources) == 2
+    assert all("class Small" in Path(source).read_text() for source in sources)
+    assert "--head-dim 16 --value-dim 16 --backward" in Path(sources[1]).read_text()
 
 
 def test_check_passes_a_right_variant(variant: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,36 +1,36 @@
-"""Turns a variant file into a built kernel: its readable source and a manifest in a folder."""
+"""Turns a variant file into built kernels and, with ``--out``, into a Python package that runs without attncompiler."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
+import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from attncompiler.commands.gpu import check_architectures, compile_for_gpus, gpu_files, report
 from attncompiler.commands.options import (
     DTYPES,
-    backend_option,
-    torch_dtype,
+    arch_option,
+    build_backend_option,
     variant_arguments,
 )
 
 if TYPE_CHECKING:
-    from attncompiler.compiler import BuiltKernel
-
-# A kernel by its kind, forward or backward, and its dtype.
-Built = tuple[str, str]
+    from attncompiler.artifact.backend import PackagedKernel
+    from attncompiler.backends.gpu_targets import Target
 
 
 @click.command()
 @variant_arguments
-@backend_option
+@build_backend_option
+@arch_option
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the source."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write a package DIR that needs only torch and a compiler.",
 )
 @click.option(
     "--dtype",
@@ -47,18 +47,30 @@ def build(
     file: Path,
     name: str | None,
     settings: tuple[str, ...],
-    backend: Literal["auto", "cpp"],
+    backends: tuple[str, ...],
+    archs: tuple[Target, ...],
     out: Path | None,
     dtypes: tuple[str, ...],
     head_dim: int,
     value_dim: int | None,
     backward: bool,
 ) -> None:
-    """Build FILE's kernel and say where its readable source is.
+    """Build FILE's kernels and say where their readable sources are.
 
-    With --out the source and a manifest.json are copied there; the built library stays in the cache, where
-    later runs find it.
+    With --out DIR, write a Python package: attention(q, k, v, ...) as one function, kernels as source that its first
+    call builds, the same mathematics in plain torch (dense.py), a self test (python -m DIR.selftest), a manifest and
+    a README. It imports without attncompiler. A package that stands there already is replaced.
+
+    With --backend triton and --arch, compile every kernel for these GPUs, none of which need be here, in several
+    configurations. A table tells what each takes: registers and bytes spilled are those of a thread, shared memory that
+    of a block, blocks/SM how many of them an SM holds; the time is a model's, for 4 x 32 heads of 4096 queries and keys.
+    Of those without spills one is chosen that is about as fast as any by that model. With --out the chosen binaries and
+    the table (resources.json) lie in DIR/gpu.
+
+    \b
+    attncompiler build my_attention.py --backend cpp,triton --arch sm_80,sm_90,gfx942 --dtype bfloat16
     """
+    check_architectures(backends, archs, dtypes, out)
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -66,84 +78,87 @@ def build(
     with console.status("importing torch"):
         import torch  # noqa: F401  its own line in the report: it takes longer than a build
 
+        from attncompiler.artifact.backends import BACKENDS, USUAL
+        from attncompiler.artifact.contents import Request, package_files
+        from attncompiler.artifact.definition import Definition
+        from attncompiler.artifact.publish import check_folder, publish
+        from attncompiler.artifact.specialize import specializations
         from attncompiler.compiler import compile as compile_variant
         from attncompiler.variant_file import load_variant
-    clock = _report(console, "import", clock)
-    with console.status(f"deriving {file}"):
-        operator = compile_variant(load_variant(file, name, settings), backend=backend)
-    clock = _report(console, "derive", clock)
-    built: dict[Built, BuiltKernel] = {}
-    for dtype in dict.fromkeys(dtypes):
-        for kind in ("forward", "backward") if backward else ("forward",):
-            with console.status(f"building {kind} {dtype}"):
-                kernel = operator.build(
-                    dtype=torch_dtype(dtype),
-                    head_dim=head_dim,
-                    value_dim=value_dim,
-                    backward=kind == "backward",
-                )
-            built[kind, dtype] = kernel
-            for stage, seconds in kernel.seconds.items():
-                console.print(f"{stage:<10}{seconds:7.3f} s  {kind} {dtype}")
-    total = sum(sum(kernel.seconds.values()) for kernel in built.values())
-    cached = all(kernel.cached for kernel in built.values())
-    console.print(f"{'built':<10}{total:7.3f} s" + ("  (found in the cache)" if cached else ""))
-    manifest = _manifest(file, operator.name, head_dim, value_dim or head_dim, built)
+    clock = _report("import", clock)
     if out is not None:
-        for path in _publish(out, built, manifest):
-            console.print(f"wrote {path}")
+        check_folder(out)
+    with console.status(f"deriving {file}"):
+        operator = compile_variant(load_variant(file, name, settings))
+    _report("derive", clock)
+    definition = None if out is None else Definition(operator.compilation)
+    dims = head_dim, value_dim or head_dim
+    wanted = specializations(operator.compilation, tuple(dict.fromkeys(dtypes)), *dims)
+    kernels: list[PackagedKernel] = []
+    if USUAL in backends:
+        with console.status("building"):
+            for kernel in BACKENDS[USUAL].kernels(operator.compilation, wanted, backward=backward):
+                kernels.append(kernel)
+                kind, dtype = kernel.entry["kind"], kernel.entry["dtype"]
+                for stage, seconds in kernel.built.seconds.items():
+                    click.echo(f"{stage:<10}{seconds:7.3f} s  {kind} {dtype}")
+        total = sum(sum(kernel.built.seconds.values()) for kernel in kernels)
+        cached = all(kernel.built.cached for kernel in kernels)
+        console.print(f"{'built':<10}{total:7.3f} s" + ("  (found in the cache)" if cached else ""))
+    binaries = {}
+    if archs:
+        found = compile_for_gpus(console, operator.compilation, archs, wanted, backward=backward)
+        report(console, operator.name, found, paths=out is None)
+        binaries = gpu_files(found)
+    if out is None or definition is None:
+        for kernel in kernels:
+            console.print(f"source  {kernel.built.path_source}")
     else:
-        for kernel in built.values():
-            console.print(f"source  {kernel.path_source}")
-    for kernel in built.values():
-        console.print(f"library {kernel.path_library}")
+        package = out.resolve().name
+        request = Request(
+            package=package,
+            backend=BACKENDS[USUAL],
+            dtypes=tuple(dict.fromkeys(dtypes)),
+            head_dim=dims[0],
+            value_dim=dims[1],
+            backward=backward,
+            file=file.name,
+            command=_command(
+                file, operator.name, settings, package, dtypes, dims, backward, backends, archs
+            ),
+        )
+        files = package_files(definition, request, wanted, kernels, binaries)
+        publish(out, files)
+        for path in files:
+            if "/" not in path or path.startswith(("kernels/", "gpu/")):
+                console.print(f"wrote {out / path}")
+        console.print(f"test it: python -m {package}.selftest")
+    for kernel in kernels:
+        console.print(f"library {kernel.built.path_library}")
 
 
-def _report(console: object, stage: str, since: float) -> float:
+def _report(stage: str, since: float) -> float:
     now = time.perf_counter()
     click.echo(f"{stage:<10}{now - since:7.3f} s")
     return now
 
 
-def _manifest(
-    file: Path, name: str, head_dim: int, value_dim: int, built: dict[Built, BuiltKernel]
-) -> dict[str, object]:
-    from importlib.metadata import version
-
-    return {
-        "variant": name,
-        "file": file.name,
-        "attncompiler": version("attncompiler"),
-        "head_dim": head_dim,
-        "value_dim": value_dim,
-        "kernels": [
-            {
-                "kind": kind,
-                "dtype": dtype,
-                "source": _source_name(kind, dtype, kernel),
-                "library": str(kernel.path_library),
-                "seconds": {stage: round(t, 4) for stage, t in kernel.seconds.items()},
-                "cached": kernel.cached,
-            }
-            for (kind, dtype), kernel in built.items()
-        ],
-    }
-
-
-def _source_name(kind: str, dtype: str, kernel: BuiltKernel) -> str:
-    return f"{kind}_{dtype}{kernel.path_source.suffix}"
-
-
-def _publish(out: Path, built: dict[Built, BuiltKernel], manifest: dict[str, object]) -> list[Path]:
-    """Write everything into a folder beside ``out``, then rename: a stop half-way leaves nothing half-written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as part:
-        for (kind, dtype), kernel in built.items():
-            shutil.copyfile(kernel.path_source, Path(part) / _source_name(kind, dtype, kernel))
-        (Path(part) / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        out.mkdir(exist_ok=True)
-        # The manifest goes last: whoever finds it finds everything it names.
-        names = sorted(os.listdir(part), key=lambda name: name == "manifest.json")
-        for name in names:
-            os.replace(Path(part) / name, out / name)
-    return [out / name for name in names]
+def _command(
+    file: Path,
+    name: str,
+    settings: tuple[str, ...],
+    package: str,
+    dtypes: tuple[str, ...],
+    dims: tuple[int, int],
+    backward: bool,
+    backends: tuple[str, ...],
+    archs: tuple[Target, ...],
+) -> str:
+    """The command that makes the same package."""
+    words = ["attncompiler", "build", file.name, "--name", name, "--out", package]
+    words += [word for setting in settings for word in ("--set", setting)]
+    words += [word for dtype in dict.fromkeys(dtypes) for word in ("--dtype", dtype)]
+    words += ["--head-dim", str(dims[0]), "--value-dim", str(dims[1])]
+    if archs:
+        words += ["--backend", ",".join(backends), "--arch", ",".join(t.name for t in archs)]
+    return shlex.join([*words, *(["--backward"] if backward else [])])

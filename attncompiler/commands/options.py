@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     import torch
 
+    from attncompiler.backends.gpu_targets import Target
+
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 Decorated = Callable[..., Any]
@@ -42,6 +44,63 @@ def backend_option(function: Decorated) -> Decorated:
         show_default=True,
         help="Whose kernel.",
     )(function)
+
+
+BUILD_BACKENDS = ("auto", "cpp", "triton")
+
+
+def build_backend_option(function: Decorated) -> Decorated:
+    """``--backend cpp,triton``: whose kernels, one or several backends."""
+    return click.option(
+        "backends",
+        "--backend",
+        multiple=True,
+        callback=_backends,
+        default=("auto",),
+        metavar="NAME[,NAME]",
+        help="auto, cpp or triton, or several: cpp,triton. auto is cpp.  [default: auto]",
+    )(function)
+
+
+def arch_option(function: Decorated) -> Decorated:
+    """``--arch sm_90,gfx942``: the GPUs that Triton kernels are compiled for, none of which need be here."""
+    return click.option(
+        "archs",
+        "--arch",
+        multiple=True,
+        callback=_architectures,
+        metavar="NAME[,NAME]",
+        help="GPU architectures for --backend triton, such as sm_90,gfx942. None need be here.",
+    )(function)
+
+
+def _backends(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    names = _names(values)
+    for name in names:
+        if name not in BUILD_BACKENDS:
+            known = f"choose from {', '.join(BUILD_BACKENDS)}, or several: cpp,triton"
+            raise click.BadParameter(f"there is no backend {name!r}; {known}", context, parameter)
+    return tuple(dict.fromkeys("cpp" if name == "auto" else name for name in names))
+
+
+def _architectures(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[Target, ...]:
+    from attncompiler.backends.gpu_targets import target_of
+    from attncompiler.runtime.errors import UnknownTargetError
+
+    try:
+        return tuple(map(target_of, _names(values)))
+    except UnknownTargetError as error:
+        raise click.BadParameter(f"{error.summary}; {error.remedy}", context, parameter) from error
+
+
+def _names(values: tuple[str, ...]) -> list[str]:
+    """Names from repeated options and from lists with commas, each once, in order."""
+    parts = [part.strip() for value in values for part in value.split(",")]
+    return list(dict.fromkeys(part for part in parts if part))
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from attncompiler import errors
 from attncompiler.caller import attribute_location
-from attncompiler.declarations import checked_value
-from attncompiler.ir.ops import Kind
+from attncompiler.runtime.call_checks import check_least
+from attncompiler.runtime.call_checks import number as number
 from attncompiler.runtime.errors import PositionalTensorError
 from attncompiler.variant import Variant
 
@@ -52,33 +51,12 @@ def split_arguments(
     return values, found
 
 
-def number(variant: str, name: str, kind: Kind, value: Any) -> Any:
-    """The value as a scalar of the kind; a tracer's symbolic number stays symbolic. Raises ParameterTypeError."""
-    if kind == "float" and isinstance(value, (float, torch.SymFloat)):
-        return value
-    if kind == "float" and isinstance(value, torch.SymInt):
-        return torch.sym_float(value)  # type: ignore[no-untyped-call]
-    if kind == "int" and isinstance(value, torch.SymInt):
-        return value
-    # Dynamo shows symbolic numbers as ordinary ones that only arithmetic may look at.
-    if torch.compiler.is_compiling() and isinstance(value, int) and not isinstance(value, bool):
-        if kind == "int":
-            return value
-        if kind == "float":
-            return float(value)
-    return checked_value(variant, name, kind, value, None)
-
-
 def check_limits(
     variant: Variant, limits: Mapping[str, tuple[int, str]], values: Mapping[str, Any]
 ) -> None:
-    """Raise TooSmallError for a parameter that is a window, a block ... and too small; symbols of a trace may be."""
-    for name, (least, what) in limits.items():
-        value = values.get(name)
-        if type(value) is int and value < least:
-            raise errors.TooSmallError(
-                location=attribute_location(type(variant), name),
-                what=f"parameter {name!r}, the {what},",
-                value=value,
-                least=least,
-            )
+    """``check_least`` with an error that shows where the class gives the parameter its value."""
+    try:
+        check_least(limits, values)
+    except errors.TooSmallError as error:
+        error.location = attribute_location(type(variant), error.parameter)
+        raise

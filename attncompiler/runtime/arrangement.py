@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,19 +12,20 @@ from attncompiler.layouts import lengthened
 from attncompiler.runtime.errors import LayoutStartError
 
 if TYPE_CHECKING:
-    from attncompiler.frontend import Trace
     from attncompiler.layouts import Boxes
 
 
 class Arrangement:
-    """What an operator with a layout does around its kernel; ``reads`` are the tensors of the kernel, in order."""
+    """What an operator with a layout does around its kernel; ``reads`` are the tensors of the kernel, in order,
+    ``orders`` the names of those that hold the order of queries and of keys."""
 
-    def __init__(self, trace: Trace, reads: Sequence[str]) -> None:
-        self.name = trace.program.name
-        layout = cast("Boxes", trace.variant.layout)
+    def __init__(
+        self, name: str, layout: Boxes, orders: Sequence[str], reads: Sequence[str]
+    ) -> None:
+        self.name = name
         self.grid = layout.grid
         self.inside = layout.permuted_by == "op"
-        self.slots = tuple(reads.index(n) if n in reads else None for n in trace.orders)
+        self.slots = tuple(reads.index(n) if n in reads else None for n in orders)
         # Tensors, not calls of the layout: tracers see them as constants.
         self.orders = tuple(layout.order(keys=keys) for keys in (False, True))
         self.inverse = layout.inverse()

@@ -16,11 +16,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from attncompiler.backends.cpp_backward_printer import sums_in_double
-from attncompiler.ir.backward import Backward
-from attncompiler.ir.expr import Index
-from attncompiler.ir.passes.lower import ROW
-from attncompiler.runtime.library import BackwardLibrary, BackwardSignature, GradientBuffer
+from attncompiler.runtime.library import BackwardLibrary, GradientBuffer
+from attncompiler.runtime.signature import BackwardSignature, Separation, real_of
 from attncompiler.runtime.tile_tables import TileTable, readable
 
 # Copies of a tensor's gradient may take this many bytes, or twice the gradient's own size if that is more.
@@ -28,19 +25,6 @@ COPIES_LIMIT = 16 * 2**20
 # Rows that a block of the kernel holds, with the widest lanes of float32.
 BLOCK_ROWS = 64
 LINE_BYTES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Separation:
-    """Along which ranges of tasks the gradient of a tensor is separate: no two tasks add to one element.
-
-    ``rows_of_head`` says so of the rows of one head, ``rows`` of all rows of a group of heads.
-    """
-
-    batches: bool
-    groups: bool
-    rows_of_head: bool
-    rows: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +46,8 @@ class Gradients:
     tensors: dict[str, Tensor]
 
 
-def signature_of(backward: Backward) -> BackwardSignature:
-    """The argument block of a backward's kernel."""
-    read = {t.name for t in backward.tensors}
-    return BackwardSignature(
-        params=tuple(p.kind for p in backward.params),
-        ranks=tuple(len(t.axes) for t in backward.tensors),
-        saved=len(backward.gradient.saved),
-        kept=len(backward.gradient.kept),
-        grads=tuple((len(t.axes), t.name not in read) for t in backward.grads),
-        planned=backward.planned,
-    )
-
-
 def run_backward(
-    backward: Backward,
+    backward: BackwardSignature,
     library: BackwardLibrary,
     q: Tensor,
     k: Tensor,
@@ -98,16 +69,16 @@ def run_backward(
     ``q``, ``k``, ``v`` and ``tensors`` (by name) as the forward took them; ``out_grad`` [B, H, M, Dv] in the dtype of q
     with any strides; ``saved`` and ``kept_grads`` by name, [B, H, M] in the kernel's real type (float32, or float64),
     where a kept statistic without a gradient is None or missing. ``value`` is the forward's output where
-    ``value_source`` says "out", its buffer of the output row where that says "real", else not read. ``scale``
+    that serves, its buffer of the output row where it does not, else not read. ``scale``
     includes the program's ``dot_factor``; ``table`` says which tiles are empty and full. All checks
     have been made by the caller.
     """
     batch, heads, queries, head_dim = q.shape
     groups, keys, value_dim = k.shape[1], k.shape[2], v.shape[3]
-    real = torch.float64 if q.dtype == torch.float64 else torch.float32
+    real = real_of(q.dtype)
     extents = {t.name: tuple(tensors[t.name].shape) for t in backward.grads}
-    separations = {t.name: separation(backward, t.name) for t in backward.grads}
-    sums = {t.name: torch.float64 if sums_in_double(t) else real for t in backward.grads}
+    separations = {t.name: t.separation for t in backward.grads}
+    sums = {t.name: torch.float64 if t.in_double else real for t in backward.grads}
     sharing = share_out(
         (batch, heads, groups, queries),
         [(separations[n], prod(extents[n]) * sums[n].itemsize) for n in extents],
@@ -127,7 +98,7 @@ def run_backward(
         k,
         v,
         _contiguous_rows(out_grad),
-        value=value if backward.gradient.reads_value else None,
+        value=value if backward.reads_value else None,
         dq=dq,
         dk=dk,
         dv=dv,
@@ -137,8 +108,8 @@ def run_backward(
         scale=scale,
         params=[params[p.name] for p in backward.params],
         tensors=[readable(tensors[t.name]) for t in backward.tensors],
-        saved=[saved[name].contiguous() for name in backward.gradient.saved],
-        kept_grads=[_contiguous(kept_grads.get(name)) for name, _ in backward.gradient.kept],
+        saved=[saved[name].contiguous() for name in backward.saved],
+        kept_grads=[_contiguous(kept_grads.get(name)) for name in backward.kept],
         grads=[buffers[t.name] for t in backward.grads],
         table=table,
     )
@@ -154,29 +125,6 @@ def run_backward(
 
 
 # -- who may add where ---------------------------------------------------------------------------------------------
-
-
-def separation(backward: Backward, tensor: str) -> Separation:
-    """What the indices of all reads of a tensor that pass on a gradient say about its elements."""
-    declared = {t.name: t.axes for t in backward.grads}[tensor]
-    found = [t.indices for t in backward.gradient.tensors if t.tensor == tensor]
-
-    def separated(*wanted: tuple[str, object]) -> bool:
-        """Whether one axis, declared so, is indexed by the position itself in all reads."""
-        return any(
-            declared[axis] == name and all(indices[axis] is index for indices in found)
-            for name, index in wanted
-            for axis in range(len(declared))
-        )
-
-    by_head = separated(("h", Index("h")))
-    by_query = separated(("q", ROW))
-    return Separation(
-        batches=separated(("b", Index("b"))),
-        groups=by_head or separated(("g", Index("g"))),
-        rows_of_head=by_query,
-        rows=by_query and by_head,
-    )
 
 
 def copies(

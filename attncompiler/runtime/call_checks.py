@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from attncompiler import errors
-from attncompiler.ir.program import TensorDecl
+from attncompiler.ir.declared import Kind, TensorDecl
 from attncompiler.runtime.errors import (
     DeviceError,
     DtypeError,
@@ -19,6 +19,7 @@ from attncompiler.runtime.errors import (
     LimitError,
     TransformError,
 )
+from attncompiler.runtime.scalars import checked_value
 
 ELEMENT_TYPES = {
     torch.float32: "float32",
@@ -46,8 +47,8 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
     """Raise the error that fits when q, k and v are not what attention takes.
 
     q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]``; H is a multiple of G; one floating dtype; on one
-    device, the CPU or a GPU; last axes contiguous; positions below 2**30. Symbolic lengths of a trace stand for numbers that the call of
-    the traced operator checks.
+    device, the CPU or a GPU; last axes contiguous; positions below 2**30. Symbolic lengths of a trace stand for numbers
+    that the call of the traced operator checks.
     """
     named = (("q", q), ("k", k), ("v", v))
     for name, x in named:
@@ -139,7 +140,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def check_storage(name: str, x: object, device: torch.device | None = None) -> None:
-    """Raise unless ``x`` is an ordinary tensor on ``device``, or on any that has kernels; fake tensors of a tracer are."""
+    """Raise unless ``x`` is an ordinary tensor on ``device``, or on any that has kernels; a tracer's fake one is."""
     if not isinstance(x, Tensor):
         raise DtypeError(
             name=name,
@@ -240,4 +241,34 @@ def _check_extents(
                 name=decl.name,
                 detail=f"axis {position} ({axis}) has extent {found}, but {why} is {wanted}",
                 fix=f"give it extent {wanted} there; its axes are ({_axes(decl)})",
+            )
+
+
+def number(variant: str, name: str, kind: Kind, value: Any) -> Any:
+    """The value as a scalar of the kind; a tracer's symbolic number stays symbolic. Raises ParameterTypeError."""
+    if kind == "float" and isinstance(value, (float, torch.SymFloat)):
+        return value
+    if kind == "float" and isinstance(value, torch.SymInt):
+        return torch.sym_float(value)  # type: ignore[no-untyped-call]
+    if kind == "int" and isinstance(value, torch.SymInt):
+        return value
+    # Dynamo shows symbolic numbers as ordinary ones that only arithmetic may look at.
+    if torch.compiler.is_compiling() and isinstance(value, int) and not isinstance(value, bool):
+        if kind == "int":
+            return value
+        if kind == "float":
+            return float(value)
+    return checked_value(variant, name, kind, value, None)
+
+
+def check_least(limits: Mapping[str, tuple[int, str]], values: Mapping[str, Any]) -> None:
+    """Raise TooSmallError for a parameter that is a window, a block ... and too small; symbols of a trace may be."""
+    for name, (least, what) in limits.items():
+        value = values.get(name)
+        if type(value) is int and value < least:
+            raise errors.TooSmallError(
+                parameter=name,
+                what=f"parameter {name!r}, the {what},",
+                value=value,
+                least=least,
             )

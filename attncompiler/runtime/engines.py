@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from torch import Tensor
 
-from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.call_checks import refuse_device
+from attncompiler.runtime.engine import Engine
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.launch import Launcher
 
 # The backend that runs on a type of device where the user leaves the choice to us.
 CHOICE = {"cpu": "cpp", "cuda": "triton"}
-
-
-class Engine(Protocol):
-    """Runs the kernels of one compilation on real tensors."""
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        captured: Sequence[Tensor],
-        q_start: int,
-        scale: float,
-        numbers: Sequence[float],
-        stats: bool = False,
-        train: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """See ``Launcher.forward``."""
-
-    def backward(
-        self,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        grad: Tensor,
-        kept_grads: Mapping[str, Tensor],
-        tensors: Mapping[str, Tensor],
-        *,
-        q_start: int,
-        scale: float,
-        params: Mapping[str, float],
-        saved: Mapping[str, Tensor],
-        value: Tensor,
-        wants: tuple[bool, bool, bool],
-        wanted: frozenset[str],
-    ) -> Gradients:
-        """See ``Launcher.backward``."""
 
 
 class Engines:

@@ -46,6 +46,22 @@ class UnknownTargetError(AttnCompilerError):
     advice = "choose one of {known}"
 
 
+class OldGpuError(AttnCompilerError):
+    """A GPU that lacks what the generated kernels need."""
+
+    message = "{name} is older than {oldest}, the first GPU architecture with {lacks}"
+    advice = (
+        'move the tensors to the CPU and compile with backend="cpp" (or "auto"), or use a newer GPU'
+    )
+
+
+class NoConfigurationError(AttnCompilerError):
+    """A kernel of which no configuration fits a GPU."""
+
+    message = "no configuration of the {kind} kernel is left for {dtype} on {arch}:\n{reasons}"
+    advice = "try --dtype bfloat16 or a smaller --head-dim or --value-dim, or leave {arch} out"
+
+
 class MissingTritonError(AttnCompilerError):
     """Triton, which compiles GPU kernels, is not installed."""
 
@@ -58,6 +74,13 @@ class CacheError(AttnCompilerError):
 
     message = "cannot write built kernels to {folder}: {reason}"
     advice = "set ATTNCOMPILER_CACHE to a folder that can be written"
+
+
+class NotBuiltError(AttnCompilerError):
+    """A call of a package that does not carry the kernel it needs."""
+
+    message = "this package of {variant} is built for {known}, not for {asked}"
+    advice = "{fix}"
 
 
 class DtypeError(AttnCompilerError):

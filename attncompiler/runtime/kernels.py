@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,30 +16,19 @@ from attncompiler.backends.cpp_backward_printer import value_source
 from attncompiler.frontend import definition_of
 from attncompiler.ir.backward import Backward
 from attncompiler.ir.gradient import Gradient
-from attncompiler.runtime.backward_plan import signature_of
-from attncompiler.runtime.cache import content_key, entry
+from attncompiler.ir.printer import print_program
+from attncompiler.runtime.building import BuiltKernel as BuiltKernel
+from attncompiler.runtime.building import build, loaded
 from attncompiler.runtime.call_checks import ELEMENT_TYPES
-from attncompiler.runtime.library import BackwardLibrary, Library, Signature
+from attncompiler.runtime.description import backward_signature, forward_signature, plan_signature
+from attncompiler.runtime.library import BackwardLibrary, Library
+from attncompiler.runtime.signature import BackwardSignature
 from attncompiler.runtime.tile_tables import PlanLibrary, TileTables
-from attncompiler.runtime.toolchain import find_toolchain
 
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltKernel:
-    """A kernel on disk: its readable source, its library, and how long each stage took (seconds).
-
-    ``cached`` says that the library was found in the cache: no compiler ran.
-    """
-
-    path_source: Path
-    path_library: Path
-    seconds: dict[str, float]
-    cached: bool
 
 
 class Kernels:
@@ -51,20 +38,22 @@ class Kernels:
         self.compilation = compilation
         self.kernel = compilation.kernel
         self.name = compilation.plan.program.name
-        self.kept = tuple(name for name, _ in self.kernel.finish.kept)
-        self._signature = Signature(
-            tuple(p.kind for p in self.kernel.params),
-            tuple(len(t.axes) for t in self.kernel.tensors),
-            len(self.kept),
-            len(self.kernel.plan.stats),
-            self.kernel.planned,
-        )
+        self.signature = forward_signature(self.kernel)
+        self.kept = self.signature.kept
+        self.dot_factor = compilation.plan.program.dot_factor
         self._libraries: dict[Specialization, Library] = {}
-        self._backward_libraries: dict[tuple[Specialization, frozenset[str]], BackwardLibrary] = {}
+        self._backward_libraries: dict[
+            tuple[Specialization, frozenset[str]], tuple[BackwardSignature, BackwardLibrary]
+        ] = {}
         self._tables: dict[tuple[str, ...], TileTables] = {}
         self._loops: dict[frozenset[str], Backward] = {}
         self._gradient: Gradient | None = None
         self._lock = threading.RLock()
+
+    @property
+    def identity(self) -> str:
+        """What tells programs apart."""
+        return print_program(self.compilation.plan.program)
 
     @property
     def gradient(self) -> Gradient:
@@ -84,35 +73,41 @@ class Kernels:
         """The statistics of the forward that its backward reads."""
         return self.gradient.saved
 
+    @property
+    def reads_value(self) -> bool:
+        """Whether the backward reads the output row before the epilogue."""
+        return self.gradient.reads_value
+
     def saves_value(self, dtype: torch.dtype) -> bool:
         """Whether the backward of a type reads an output row before the epilogue that is not the output itself."""
         return value_source(self.gradient, ELEMENT_TYPES[dtype]) == "real"
 
-    def forward(self, spec: Specialization) -> Library:
-        """The loaded forward kernel of a specialization."""
+    def forward(self, dims: tuple[str, int, int], types: tuple[str, ...]) -> Library:
+        """The loaded forward kernel for an element type, head_dim and value_dim, and types of captured tensors."""
+        spec = Specialization(*dims, types)
         library = self._libraries.get(spec)
         if library is None:
-            library = _loaded(lambda: self.build(spec), lambda p: Library(p, self._signature))
+            library = loaded(lambda: self.build(spec), lambda p: Library(p, self.signature))
             self._libraries[spec] = library
         return library
 
     def backward(
         self, tensors: Mapping[str, str], dims: tuple[str, int, int], wanted: frozenset[str]
-    ) -> tuple[Backward, BackwardLibrary]:
-        """The loops and the loaded kernel of the backward that gives gradients to the tensors in ``wanted``.
+    ) -> tuple[BackwardSignature, BackwardLibrary]:
+        """The signature and the loaded kernel of the backward that gives gradients to the tensors in ``wanted``.
 
         ``dims`` are the element type, head_dim and value_dim, ``tensors`` the types of captured tensors by name.
         """
         loops = self.loops(wanted)
         spec = Specialization(*dims, tuple(tensors[t.name] for t in loops.tensors))
-        library = self._backward_libraries.get((spec, wanted))
-        if library is None:
-            signature = signature_of(loops)
-            library = _loaded(
+        found = self._backward_libraries.get((spec, wanted))
+        if found is None:
+            signature = backward_signature(loops)
+            library = loaded(
                 lambda: self.build_backward(spec, wanted), lambda p: BackwardLibrary(p, signature)
             )
-            self._backward_libraries[spec, wanted] = library
-        return loops, library
+            found = self._backward_libraries[spec, wanted] = signature, library
+        return found
 
     def loops(self, wanted: frozenset[str]) -> Backward:
         """The backward that gives gradients to the tensors in ``wanted``, as loops."""
@@ -136,13 +131,14 @@ class Kernels:
         key = (real, *spec.tensors)
         found = self._tables.get(key)
         if found is None:
-            library = _loaded(lambda: self.build_planner(spec), lambda p: PlanLibrary(p, plan))
+            signature = plan_signature(plan)
+            library = loaded(lambda: self.build_planner(spec), lambda p: PlanLibrary(p, signature))
             found = self._tables.setdefault(key, TileTables(library))
         return found
 
     def build_planner(self, spec: Specialization) -> BuiltKernel:
         """The planning kernel on disk; ``spec`` gives the types of the tensors that the plan reads."""
-        return self._built("tiles", lambda: self.planner_source(spec))
+        return build(self.name, "tiles", lambda: self.planner_source(spec))
 
     def planner_source(self, spec: Specialization) -> str:
         """The C++ source of the planning kernel."""
@@ -153,12 +149,12 @@ class Kernels:
 
     def build(self, spec: Specialization) -> BuiltKernel:
         """The forward kernel of a specialization on disk."""
-        return self._built(f"{spec.dtype}_d{spec.head_dim}", lambda: self.source(spec))
+        return build(self.name, f"{spec.dtype}_d{spec.head_dim}", lambda: self.source(spec))
 
     def build_backward(self, spec: Specialization, wanted: frozenset[str]) -> BuiltKernel:
         """The backward kernel of a specialization on disk."""
         suffix = f"backward_{spec.dtype}_d{spec.head_dim}"
-        return self._built(suffix, lambda: self.backward_source(spec, wanted))
+        return build(self.name, suffix, lambda: self.backward_source(spec, wanted))
 
     def backward_source(self, spec: Specialization, wanted: frozenset[str]) -> str:
         """The C++ source of a backward kernel."""
@@ -195,39 +191,11 @@ class Kernels:
         options = f"--dtype {spec.dtype} --head-dim {spec.head_dim} --value-dim {spec.value_dim}"
         return self.command(f"{options}{flag}")
 
-    def _built(self, suffix: str, print_source: Callable[[], str]) -> BuiltKernel:
-        clock = time.perf_counter()
-        source = print_source()
-        printed = time.perf_counter() - clock
-        toolchain = find_toolchain()
-
-        def fill(folder: Path) -> None:
-            (folder / "kernel.cpp").write_text(source)
-            toolchain.build(self.name, folder / "kernel.cpp", folder / "kernel.so")
-
-        clock = time.perf_counter()
-        stem = f"{self.name.lower()}_{suffix}"
-        folder, cached = entry(stem, content_key(source, toolchain.key), fill)
-        seconds = {"print": printed, "compile": time.perf_counter() - clock}
-        return BuiltKernel(folder / "kernel.cpp", folder / "kernel.so", seconds, cached)
-
-
-def _loaded(build: Callable[[], BuiltKernel], load: Callable[[Path], T]) -> T:
-    try:
-        return load(build().path_library)
-    except OSError:  # somebody emptied the cache between building and loading
-        return load(build().path_library)
-
 
 def _apart(derive: Callable[[], T]) -> T:
     """``derive()`` in a thread of its own: the caller's may be a tracer's, in whose modes torch computes nothing."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(derive).result()
-
-
-def real_of(dtype: torch.dtype) -> torch.dtype:
-    """The type in which a kernel for inputs of ``dtype`` computes and returns row statistics."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _file_of(cls: type) -> str:

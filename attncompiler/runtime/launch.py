@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from attncompiler.backends.cpp import Specialization
 from attncompiler.errors import ShapeError
 from attncompiler.runtime.backward_plan import Gradients, run_backward
 from attncompiler.runtime.call_checks import (
@@ -19,8 +18,8 @@ from attncompiler.runtime.call_checks import (
     check_tensors,
     sizes_of,
 )
-from attncompiler.runtime.kernels import Kernels, real_of
 from attncompiler.runtime.library import Layout, Library
+from attncompiler.runtime.signature import KernelSet, real_of
 from attncompiler.runtime.tile_tables import Sizes, TileTables, readable
 
 # What torch would dispatch on for ordinary CPU tensors, with and without autograd's bookkeeping. Everything that a
@@ -74,10 +73,10 @@ class Site:
 class Launcher:
     """Runs the forward kernels of one compilation on real tensors."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: KernelSet) -> None:
         self.kernels = kernels
-        self._dot_factor = kernels.compilation.plan.program.dot_factor
-        self._none_kept = (None,) * len(kernels.kept)
+        self._dot_factor = kernels.dot_factor
+        self._none_kept = (None,) * len(kernels.signature.kept)
         self._sites: dict[tuple[object, ...], Site] = {}
 
     def forward(
@@ -120,18 +119,18 @@ class Launcher:
         if stats or train:
             kernels, real = self.kernels, real_of(q.dtype)
             if stats:
-                kept = out.new_empty((len(kernels.kept), *site.shape[:3]), dtype=real)
+                kept = out.new_empty((len(kernels.signature.kept), *site.shape[:3]), dtype=real)
                 kept_rows = kept.unbind()
             if train:
                 names = kernels.saved
                 saved = out.new_empty((len(names), *site.shape[:3]), dtype=real)
                 rows = dict(zip(names, saved.unbind(), strict=True))
-                saved_rows = [rows.get(stat.name) for stat in kernels.kernel.plan.stats]
+                saved_rows = [rows.get(name) for name in kernels.signature.stats]
                 if kernels.saves_value(q.dtype):
                     value = out.new_empty(site.shape, dtype=real)
         table = None
         if site.tables is not None:
-            kernel = self.kernels.kernel
+            kernel = self.kernels.signature
             table = site.tables.table(
                 site.sizes,
                 q_start,
@@ -178,7 +177,7 @@ class Launcher:
         kernels = self.kernels
         q, k, v = inputs
         types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
-        loops, library = kernels.backward(
+        signature, library = kernels.backward(
             types_of, (ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]), wanted
         )
         tables = kernels.tables(ELEMENT_TYPES[q.dtype], types_of)
@@ -187,7 +186,7 @@ class Launcher:
             read = {name: readable(x) for name, x in tensors.items()}
             table = tables.table(Sizes.of(q, k), q_start, params, read)
         return run_backward(
-            loops,
+            signature,
             library,
             q,
             k,
@@ -209,22 +208,22 @@ class Launcher:
     ) -> Site:
         check_inputs(q, k, v, q_start)
         types = check_tensors(
-            self.kernels.name, self.kernels.kernel.tensors, captured, sizes_of(q, v)
+            self.kernels.name, self.kernels.signature.tensors, captured, sizes_of(q, v)
         )
         dims = q.shape[3], v.shape[3]
-        library = self.kernels.forward(Specialization(ELEMENT_TYPES[q.dtype], *dims, types))
+        library = self.kernels.forward((ELEMENT_TYPES[q.dtype], *dims), types)
         shape = (*q.shape[:3], v.shape[3])
         out = torch.empty(shape, dtype=q.dtype, device="meta")
         layout = library.layout(q, k, v, out, [readable(x) for x in captured])
         holes = any(x.numel() == 0 for x in captured)
-        names = (t.name for t in self.kernels.kernel.tensors)
+        names = (t.name for t in self.kernels.signature.tensors)
         tables = self.kernels.tables(ELEMENT_TYPES[q.dtype], dict(zip(names, types, strict=True)))
         sizes = Sizes.of(q, k)
         return Site(library, layout, shape, LARGEST_POSITION - q.shape[2], holes, sizes, tables)
 
 
 def check_backward(
-    kernels: Kernels,
+    kernels: KernelSet,
     inputs: tuple[Tensor, Tensor, Tensor],
     grad: Tensor,
     kept_grads: Mapping[str, Tensor],
@@ -236,11 +235,11 @@ def check_backward(
     """The element types of captured tensors by name, after all checks of a backward call; see ``Launcher.backward``."""
     q, k, v = inputs
     check_inputs(q, k, v, q_start)
-    declared = kernels.kernel.tensors
+    declared = kernels.signature.tensors
     given = [tensors[t.name] for t in declared]
     types = check_tensors(kernels.name, declared, given, sizes_of(q, v), q.device)
     _check_shape("the gradient of the output", grad, (*q.shape[:3], v.shape[3]))
-    if kernels.gradient.reads_value:
+    if kernels.reads_value:
         _check_shape("the output row", value, (*q.shape[:3], v.shape[3]))
     for name, x in (*saved.items(), *kept_grads.items()):
         _check_shape(f"statistic {name}", x, tuple(q.shape[:3]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from attncompiler.ir.ops import Kind
+from attncompiler.runtime.signature import BackwardSignature, Signature
 from attncompiler.runtime.tile_tables import NOT_PLANNED, PARAMETER_CODES, TileTable
 
 # B, H, G, M, N and three strides each of q, k, v and out.
@@ -25,22 +25,6 @@ class Layout:
     axes: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """What the argument block holds after the fixed fields, in order.
-
-    ``params`` gives the kinds of the run-time scalars, ``ranks`` the number of axes of each captured tensor,
-    ``kept`` the number of row statistics the kernel can hand to the caller, ``saved`` of those its backward reads,
-    ``planned`` whether the states of tiles follow.
-    """
-
-    params: tuple[Kind, ...]
-    ranks: tuple[int, ...]
-    kept: int
-    saved: int
-    planned: bool = False
-
-
 class Library:
     """A loaded kernel."""
 
@@ -49,14 +33,15 @@ class Library:
         self._attention = ctypes.CDLL(str(path)).attention
         self._attention.argtypes = [ctypes.c_char_p]
         self._attention.restype = None
-        params = "".join(PARAMETER_CODES[kind] for kind in signature.params)
-        tensors = "".join(f"q{16 * rank}s" for rank in signature.ranks)
-        results = signature.kept + signature.saved + 1
+        params = "".join(PARAMETER_CODES[p.kind] for p in signature.params)
+        ranks = [len(t.axes) for t in signature.tensors]
+        tensors = "".join(f"q{16 * rank}s" for rank in ranks)
+        results = len(signature.kept) + len(signature.stats) + 1
         results += len(NOT_PLANNED) if signature.planned else 0
         self._unplanned = NOT_PLANNED if signature.planned else ()
-        self._nothing_saved = (None,) * signature.saved
+        self._nothing_saved = (None,) * len(signature.stats)
         self._block = struct.Struct(f"=4q{_SHAPES.size}s2qd{params}{tensors}{results}q")
-        self._axes = tuple(struct.Struct(f"={2 * rank}q") for rank in signature.ranks)
+        self._axes = tuple(struct.Struct(f"={2 * rank}q") for rank in ranks)
 
     def layout(
         self,
@@ -124,24 +109,6 @@ class Library:
 
 
 @dataclass(frozen=True, slots=True)
-class BackwardSignature:
-    """What the argument block of a backward holds after the fixed fields, in order.
-
-    ``params`` and ``ranks`` as in ``Signature``, for what the backward reads; ``saved`` and ``kept`` the number of
-    statistics of the forward and of gradients of kept statistics; ``grads`` the number of axes of each captured tensor
-    that receives a gradient, and whether its extents are passed with it because the kernel does not read it;
-    ``planned`` whether the states of tiles follow.
-    """
-
-    params: tuple[Kind, ...]
-    ranks: tuple[int, ...]
-    saved: int
-    kept: int
-    grads: tuple[tuple[int, bool], ...]
-    planned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class GradientBuffer:
     """Where the gradient of a captured tensor is added up: copies, one behind the other, of the tensor's shape.
 
@@ -162,10 +129,10 @@ class BackwardLibrary:
         self._attention = ctypes.CDLL(str(path)).attention_backward
         self._attention.argtypes = [ctypes.c_char_p]
         self._attention.restype = None
-        params = "".join(PARAMETER_CODES[kind] for kind in signature.params)
-        tensors = "".join("q" * (1 + 2 * rank) for rank in signature.ranks)
-        grads = "".join("q" * (4 + rank * (2 if own else 1)) for rank, own in signature.grads)
-        pointers = signature.saved + signature.kept
+        params = "".join(PARAMETER_CODES[p.kind] for p in signature.params)
+        tensors = "".join("q" * (1 + 2 * len(t.axes)) for t in signature.tensors)
+        grads = "".join("q" * (4 + g.rank * (2 if g.own else 1)) for g in signature.grads)
+        pointers = len(signature.saved) + len(signature.kept)
         states = len(NOT_PLANNED) if signature.planned else 0
         self._block = struct.Struct(f"=8q5q18q2q3qd{params}{tensors}{pointers}q{grads}{states}q")
 
@@ -213,10 +180,10 @@ class BackwardLibrary:
                 fields += (stride, extent)
         fields += (x.data_ptr() for x in saved)
         fields += (0 if x is None else x.data_ptr() for x in kept_grads)
-        for (_, own), grad in zip(self._signature.grads, grads, strict=True):
+        for declared, grad in zip(self._signature.grads, grads, strict=True):
             fields += (grad.buffer.data_ptr(), *grad.copies)
             for step, extent in zip(grad.steps, grad.extents, strict=True):
-                fields += (step, extent) if own else (step,)
+                fields += (step, extent) if declared.own else (step,)
         if self._signature.planned:
             fields += NOT_PLANNED if table is None else table.fields()
         self._attention(self._block.pack(*fields))

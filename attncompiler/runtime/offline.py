@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from attncompiler.runtime.errors import MissingTritonError
 from attncompiler.runtime.offline_worker import FILES
 
 # Part of the key: raise it when the report or the options of the compiler change.
-_FORMAT = "1"
+_FORMAT = "2"
 Constant = bool | int | float | str | None
 
 
@@ -110,6 +110,19 @@ def compile_offline(
     how many compile at a time. Raises MissingTritonError without Triton, CacheError where the folder cannot be
     written, OSError where a source cannot be read; all else is a Failed.
     """
+    pairs = [(request, target) for request in requests]
+    return compile_all(pairs, timeout_s=timeout_s, folder=folder, jobs=jobs)
+
+
+def compile_all(
+    requests: Iterable[tuple[KernelRequest, Target]],
+    *,
+    timeout_s: float = 120.0,
+    folder: Path | None = None,
+    jobs: int = 1,
+    each: Callable[[Built | Failed], None] = lambda _: None,
+) -> list[Built | Failed]:
+    """``compile_offline`` with a target for every kernel; ``each`` hears of every answer, in the threads that have it."""
     version = _triton_version()
     todo = list(requests)
     results: list[Built | Failed | None] = [None] * len(todo)
@@ -124,7 +137,8 @@ def compile_offline(
                     index = queue.get_nowait()
                 except Empty:
                     return
-                results[index] = _compile(todo[index], target, version, worker, folder)
+                result = results[index] = _compile(*todo[index], version, worker, folder)
+                each(result)
 
     with ThreadPoolExecutor(max(1, min(jobs, len(todo)))) as pool:
         for done in [pool.submit(work) for _ in range(max(1, min(jobs, len(todo))))]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
@@ -28,19 +27,14 @@ from attncompiler.runtime.block_table import (
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
     check_inputs,
-    check_storage,
-    check_tensors,
-    check_transforms,
-    sizes_of,
-    within_positions,
 )
+from attncompiler.runtime.dispatch import Dispatch, autocast
 from attncompiler.runtime.engines import Engines
 from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.kernels import BuiltKernel, Kernels
-from attncompiler.runtime.launch import is_plain
 from attncompiler.runtime.module import AttentionModule
 from attncompiler.runtime.planning import map_tiles
-from attncompiler.runtime.registration import register
+from attncompiler.runtime.tensor_types import usual_types
 from attncompiler.tile_map import TileMap
 from attncompiler.user_code import shows_call
 
@@ -74,19 +68,24 @@ class Operator:
         self.name = compilation.plan.program.name
         self._kernels = Kernels(compilation)
         self._engines = Engines(self._kernels, backend)
-        self._registered = register(self._engines)
+        self._run = Dispatch(self._engines)
+        self._registered = self._run.registered
         self._prepares = getattr(self.variant, "prepare", None) is not None
         self._prepare_wants = wanted_by(self.variant.prepare) if self._prepares else ()  # type: ignore[attr-defined]
         # A call reads these often; under torch.compile each is a guard less than a look into the compilation.
-        kernel, trace = self._kernels.kernel, compilation.trace
+        kernel, trace = self._kernels.signature, compilation.trace
         self._reads = tuple(t.name for t in kernel.tensors)
         self._scalars = tuple(p.name for p in kernel.params)
-        self._kept = self._kernels.kept
+        self._kept = self._kernels.signature.kept
         self._params = dict(trace.params)
         self._tensors = dict(trace.captured)
         self._numbers = tuple(self._params[n] for n in self._scalars)
         self._captured = tuple(self._tensors.get(n) for n in self._reads)
-        self._arrangement = Arrangement(trace, self._reads) if trace.orders else None
+        self._arrangement = (
+            Arrangement(self.name, trace.variant.layout, trace.orders, self._reads)
+            if trace.orders
+            else None
+        )
         self._limits = trace.limits
         check_limits(self.variant, self._limits, self._params)
         self._default_scale = self._params.get("scale", trace.scale)
@@ -150,7 +149,7 @@ class Operator:
         if self._arrangement is not None:
             q, k, v, captured = self._arrangement.inputs(q, k, v, captured, q_start)
         if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
-            q, k, v = _autocast(q), _autocast(k), _autocast(v)
+            q, k, v = autocast(q), autocast(k), autocast(v)
         run = self
         if sparsity is not None:
             check_sparsity(sparsity)
@@ -163,51 +162,13 @@ class Operator:
             captured = [given.get(n) for n in run._reads]
             known = dict(zip(self._scalars, numbers, strict=True))
             numbers = [known[n] for n in run._scalars]
-        kept: Tensor | None
-        if not torch.compiler.is_compiling() and is_plain((q, k, v, *captured)):
-            out, kept, _, _ = run._engines.of(q).forward(
-                q, k, v, captured, q_start, _scale(scale, q), numbers, return_stats
-            )
-        else:
-            out, kept = run._dispatch(q, k, v, captured, q_start, scale, numbers, return_stats)
+        out, kept = run._run(q, k, v, captured, q_start, scale, numbers, return_stats)
         if self._arrangement is not None:
             out, kept = self._arrangement.results(out, kept if return_stats else None)
         if not return_stats:
             return out
         rows = cast(Tensor, kept)
         return out, {name: rows[i] for i, name in enumerate(self._kept)}
-
-    def _dispatch(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        captured: Sequence[Tensor | None],
-        q_start: int,
-        scale: float | None,
-        numbers: Sequence[float],
-        stats: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The call through torch: autograd, tracers and transforms see one operator."""
-        tensors = {"q": q, "k": k, "v": v} | dict(zip(self._reads, captured, strict=True))
-        if not torch.compiler.is_compiling():
-            # The op's own checks follow, for a trace on symbolic sizes; torch would not let these come so far.
-            for name, x in tensors.items():
-                check_transforms(name, x)
-                if x is not None or name in "qkv":
-                    check_storage(name, x, None if name == "q" else q.device)
-            if any(x is None for x in captured) or not within_positions(q_start):
-                check_inputs(q, k, v, q_start)
-                check_tensors(
-                    self.name, self._kernels.kernel.tensors, captured, sizes_of(q, v), q.device
-                )
-        train = torch.is_grad_enabled() and any(
-            x is not None and x.requires_grad for x in tensors.values()
-        )
-        out, kept, _, _ = self._registered.forward(
-            q, k, v, *captured, q_start, _scale(scale, q), *numbers, stats, train
-        )
-        return out, kept
 
     def module(self, **initial: Any) -> AttentionModule:
         """An ``nn.Module`` with this operator's call, which holds the declared tensors given here.
@@ -326,13 +287,9 @@ class Operator:
                 detail=f"elements of type {dtype} are not supported",
                 fix="choose float32, bfloat16, float16 or float64",
             )
-        types = []
-        for decl in self._kernels.kernel.tensors if read is None else read:
-            declared = self.compilation.trace.tensors[decl.name].dtype
-            usual: Any = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}[decl.kind]
-            chosen = declared if isinstance(declared, torch.dtype) else usual
-            types.append(str(tensor_dtypes.get(decl.name, chosen)).removeprefix("torch."))
-        return Specialization(ELEMENT_TYPES[dtype], *dims, tuple(types))
+        read = self._kernels.kernel.tensors if read is None else read
+        types = usual_types(read, self.compilation.trace.tensors, tensor_dtypes)
+        return Specialization(ELEMENT_TYPES[dtype], *dims, types)
 
 
 _NUMBERS = count()
@@ -360,17 +317,3 @@ def _compile_listed(number: int, rows: int, columns: int, batch: bool, heads: He
 # What torch.compiler.assume_constant_result does, without loading torch's compiler: a trace calls it instead of
 # looking into it.
 _compile_listed._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _scale(given: float | None, q: Tensor) -> float:
-    if given is not None:
-        return float(given)
-    # Inputs without such an axis are refused where shapes are checked.
-    return 1 / math.sqrt(q.shape[-1]) if q.dim() and q.shape[-1] else 1.0
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """As ``scaled_dot_product_attention``: float64 stays, other floating tensors take autocast's type."""
-    if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(x.device.type))
-    return x

@@ -24,14 +24,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from attncompiler.ir.printer import print_program
 from attncompiler.runtime.cache import content_key
 from attncompiler.runtime.call_checks import check_inputs, check_tensors, sizes_of
-from attncompiler.runtime.engines import Engines
+from attncompiler.runtime.engine import EngineSet
 from attncompiler.runtime.errors import DoubleBackwardError
-from attncompiler.runtime.kernels import Kernels, real_of
+from attncompiler.runtime.signature import KernelSet, real_of
 
-_NAMESPACE = "attncompiler"
+# The package's own name: a package made by ``attncompiler build`` carries this file and has another.
+_NAMESPACE = (__package__ or "").rpartition(".")[0].replace(".", "_")
 LIBRARY: Any = cast(Any, torch.library.Library)(_NAMESPACE, "FRAGMENT")
 _SCHEMA_TYPES = {"float": "float", "int": "SymInt", "bool": "bool"}
 # Inductor may not hand over tensors in another order of strides than the traced one: last axes stay contiguous.
@@ -51,13 +51,13 @@ _registered: dict[str, Registered] = {}
 _programs: dict[str, _Program] = {}
 
 
-def register(engines: Engines) -> Registered:
+def register(engines: EngineSet) -> Registered:
     """The ops of a compilation. A program has one pair in a process; its newest compilation runs them."""
     kernels = engines.kernels
-    tensors = "".join(f"Tensor tensor_{t.name}, " for t in kernels.kernel.tensors)
-    params = "".join(f"{_SCHEMA_TYPES[p.kind]} param_{p.name}, " for p in kernels.kernel.params)
+    tensors = "".join(f"Tensor tensor_{t.name}, " for t in kernels.signature.tensors)
+    params = "".join(f"{_SCHEMA_TYPES[p.kind]} param_{p.name}, " for p in kernels.signature.params)
     call = f"Tensor q, Tensor k, Tensor v, {tensors}SymInt q_start, float scale, {params}"
-    floats = [t.name for t in kernels.kernel.tensors if t.kind == "float"]
+    floats = [t.name for t in kernels.signature.tensors if t.kind == "float"]
     forward = (
         f"({call}bool stats, bool train) -> (Tensor out, Tensor kept, Tensor saved, Tensor value)"
     )
@@ -65,7 +65,7 @@ def register(engines: Engines) -> Registered:
         f"Tensor grad_{n}" for n in ("q", "k", "v", *(f"tensor_{n}" for n in floats))
     )
     backward = f"(Tensor grad, Tensor? grad_kept, {call}Tensor saved, Tensor value, bool[] wanted) -> ({gradients})"
-    parts = (print_program(kernels.compilation.plan.program), forward)
+    parts: tuple[str, ...] = (kernels.identity, forward)
     if engines.backend == "triton":  # on the CPU it is another program: an interpreted one
         parts += ("triton",)
     digest = content_key(*parts)[:12]
@@ -119,29 +119,27 @@ class _Call:
     scale: float
     numbers: Sequence[float]
 
-    def check(self, kernels: Kernels) -> None:
+    def check(self, kernels: KernelSet) -> None:
         """Raise what a call of the operator would; for fake tensors, whose sizes may be symbols."""
         check_inputs(self.q, self.k, self.v, self.q_start)
         sizes = sizes_of(self.q, self.v)
-        check_tensors(
-            kernels.name, kernels.kernel.tensors, self.captured, sizes, self.q.device
-        )
+        check_tensors(kernels.name, kernels.signature.tensors, self.captured, sizes, self.q.device)
 
 
 class _Program:
     """What the ops of one program do."""
 
-    def __init__(self, engines: Engines, name: str) -> None:
+    def __init__(self, engines: EngineSet, name: str) -> None:
         self.engines = engines
         self.kernels = kernels = engines.kernels
         self.name = name
-        self.tensors = len(kernels.kernel.tensors)
-        self.floats = [i for i, t in enumerate(kernels.kernel.tensors) if t.kind == "float"]
+        self.tensors = len(kernels.signature.tensors)
+        self.floats = [i for i, t in enumerate(kernels.signature.tensors) if t.kind == "float"]
 
     def _call(self, arguments: Sequence[Any]) -> tuple[_Call, Sequence[Any]]:
         """The common arguments, and what follows them."""
         end = 3 + self.tensors
-        stop = end + 2 + len(self.kernels.kernel.params)
+        stop = end + 2 + len(self.kernels.signature.params)
         q, k, v = arguments[:3]
         call = _Call(
             q, k, v, arguments[3:end], arguments[end], arguments[end + 1], arguments[end + 2 : stop]
@@ -180,7 +178,7 @@ class _Program:
         def rows(count: int) -> Tensor:
             return call.q.new_empty((count, *shape[:3]), dtype=real)
 
-        kept = rows(len(self.kernels.kept) if stats else 0)
+        kept = rows(len(self.kernels.signature.kept) if stats else 0)
         saved = rows(len(self.kernels.saved) if train else 0)
         separate = train and self.kernels.saves_value(call.q.dtype)
         value = call.q.new_empty(shape if separate else (0,), dtype=real)
@@ -199,11 +197,11 @@ class _Program:
             call.q, call.k, call.v, *call.captured, saved, out if reads_out else value
         )
         ctx.numbers = (call.q_start, call.scale, *call.numbers)
-        ctx.stats, ctx.train = stats and bool(self.kernels.kept), train
+        ctx.stats, ctx.train = stats and bool(self.kernels.signature.kept), train
 
     def _reads_out(self, dtype: torch.dtype) -> bool:
         """Whether the backward reads the forward's output."""
-        return self.kernels.gradient.reads_value and not self.kernels.saves_value(dtype)
+        return self.kernels.reads_value and not self.kernels.saves_value(dtype)
 
     def gradient(self, ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of the forward op's arguments."""
@@ -235,13 +233,15 @@ class _Program:
         self, grad: Tensor, grad_kept: Tensor | None, *arguments: Any
     ) -> tuple[Tensor, ...]:
         call, (saved, value, wanted) = self._call(arguments)
-        kernel = self.kernels.kernel
+        kernel = self.kernels.signature
         captured = dict(zip((t.name for t in kernel.tensors), call.captured, strict=True))
         floats = [kernel.tensors[i].name for i in self.floats]
         found = self.engines.of(call.q).backward(
             (call.q, call.k, call.v),
             grad,
-            {} if grad_kept is None else dict(zip(self.kernels.kept, grad_kept, strict=True)),
+            {}
+            if grad_kept is None
+            else dict(zip(self.kernels.signature.kept, grad_kept, strict=True)),
             captured,
             q_start=call.q_start,
             scale=call.scale,
@@ -251,11 +251,12 @@ class _Program:
             wants=(wanted[0], wanted[1], wanted[2]),
             wanted=self.kernels.learns & {n for n, w in zip(floats, wanted[3:], strict=True) if w},
         )
-        # A tensor that only masks, comparisons or rounded numbers read has the gradient 0.
+        # A tensor that only masks, comparisons or rounded numbers read has the gradient 0. A package's kernel may give
+        # more than is wanted.
         result = (found.q, found.k, found.v, *(found.tensors.get(n) for n in floats))
         inputs = (call.q, call.k, call.v, *(captured[n] for n in floats))
         return tuple(
-            y.new_zeros(y.shape if needed else (0,)) if x is None else x
+            x if needed and x is not None else y.new_zeros(y.shape if needed else (0,))
             for x, y, needed in zip(result, inputs, wanted, strict=True)
         )
 

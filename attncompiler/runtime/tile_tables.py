@@ -18,8 +18,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from attncompiler.ir.ops import Kind
-from attncompiler.ir.tile_plan import TilePlan
+from attncompiler.ir.declared import Kind
+from attncompiler.runtime.signature import PlanSignature
 
 PARAMETER_CODES: dict[Kind, str] = {"float": "d", "int": "q", "bool": "q"}
 # A table is made for as many pairs and at most so many tiles; a tile has at least so many queries and keys.
@@ -47,7 +47,7 @@ class Sizes:
 class PlanLibrary:
     """A loaded planning kernel."""
 
-    def __init__(self, path: Path, plan: TilePlan) -> None:
+    def __init__(self, path: Path, plan: PlanSignature) -> None:
         self._tiles = ctypes.CDLL(str(path)).attention_tiles
         self._tiles.argtypes = [ctypes.c_char_p]
         self._tiles.restype = ctypes.c_bool
@@ -144,6 +144,7 @@ class Content:
         return cls(copy, ref(_owner(x)), memory, x.data_ptr(), version)
 
     def same(self, x: Tensor) -> bool:
+        """Whether a tensor still holds the numbers that it held."""
         if self.copy is not None:
             return torch.equal(self.copy, x)
         return (
@@ -198,7 +199,7 @@ class TileTables:
         return table
 
 
-def _tile(sizes: Sizes, plan: TilePlan) -> tuple[int, int]:
+def _tile(sizes: Sizes, plan: PlanSignature) -> tuple[int, int]:
     """The finest tiles of which there are not too many."""
     problems = (sizes.batch if plan.by_batch else 1) * (sizes.heads if plan.by_head else 1)
     side = _SIDE

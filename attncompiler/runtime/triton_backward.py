@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.tile_tables import readable
+from attncompiler.runtime.tilings import refusals
 from attncompiler.runtime.triton_launch import (
     NO_LISTS,
     TileLists,
@@ -51,17 +52,16 @@ class GradientSignature:
 class BackwardSignature:
     """What a backward takes: numbers, tensors, saved statistics and gradients of kept ones, tensors to give gradients.
 
-    ``saved`` and ``kept`` pair the name of the call with that of the kernel's argument, ``kept`` with the statistic's too. ``handed`` and ``loads`` are the
-    statistics that the first kernel leaves and the second reads.
+    ``saved`` and ``kept`` pair the name of the call with that of the kernel's argument. ``handed`` are the values of
+    rows that the first kernel leaves for the second.
     """
 
     params: tuple[tuple[str, str], ...]
     tensors: tuple[tuple[str, str, int], ...]
     saved: tuple[tuple[str, str], ...]
-    kept: tuple[tuple[str, str, str], ...]
+    kept: tuple[tuple[str, str], ...]
     grads: tuple[GradientSignature, ...]
     handed: tuple[str, ...]
-    loads: tuple[str, ...]
     reads_value: bool
     own_go: bool
     finds_extrema: bool = False
@@ -136,8 +136,9 @@ def run_backward(
     """
     batch, heads, queries, head_dim = q.shape
     groups, keys, value_dim = k.shape[1], k.shape[2], v.shape[3]
-    dq, dk, dv = torch.zeros_like(q, memory_format=torch.contiguous_format), *(
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v)
+    dq, dk, dv = (
+        torch.zeros_like(q, memory_format=torch.contiguous_format),
+        *(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (k, v)),
     )
     whole = {g.name: deterministic and not g.stored for g in signature.grads}
     buffers = {g.name: Buffer.of(tensors[g.name], whole=whole[g.name]) for g in signature.grads}
@@ -146,7 +147,6 @@ def run_backward(
     go = out_grad.new_empty(out_grad.shape, dtype=q.dtype) if signature.own_go else out_grad
     handed = {name: q.new_empty(q.shape[:3], dtype=torch.float32) for name in signature.handed}
     known = {argument: saved[name] for name, argument in signature.saved}
-    given = {stat: kept_grads.get(name) for name, _, stat in signature.kept}
     captured = [readable(tensors[name]) for _, name, _ in signature.tensors]
     shared: dict[str, Any] = {
         "q_pointer": q, "k_pointer": k, "v_pointer": v,
@@ -168,7 +168,7 @@ def run_backward(
         "grad_pointer": out_grad, "value_pointer": value if signature.reads_value else None,
         "dq_pointer": dq, "go_pointer": go if signature.own_go else None,
         **{f"saved_{name}": x for name, x in known.items()},
-        **{argument: kept_grads.get(name) for name, argument, _ in signature.kept},
+        **{argument: kept_grads.get(name) for name, argument in signature.kept},
         **{f"handed_{name}": x for name, x in handed.items()},
         **strides(g=out_grad, d=dq),
         **_tiled(tilings[0], lists[0]), "REVERSED": module.REVERSED,
@@ -176,10 +176,7 @@ def run_backward(
     by_columns: dict[str, Any] = {
         **shared,
         "go_pointer": go, "dk_pointer": dk, "dv_pointer": dv,
-        **{
-            f"given_{name}" if name in given else f"from_{name}": {**known, **given, **handed}[name]
-            for name in signature.loads
-        },
+        **{f"from_{name}": x for name, x in handed.items()},
         **strides(g=go),
         **_tiled(tilings[1], lists[1]),
     }  # fmt: skip
@@ -187,10 +184,12 @@ def run_backward(
     column_grid = (-(-keys // tilings[1].block_n), groups, batch)
 
     def run(phase: int, *, columns: bool) -> None:
-        with on_device(q):
-            module.rows[row_grid](**by_rows, PHASE=phase)
+        with on_device(q, workspace=any(t.descriptors for t in tilings)):
+            with refusals("rows"):
+                module.rows[row_grid](**by_rows, PHASE=phase)
             if columns and keys and groups:
-                module.columns[column_grid](**by_columns, PHASE=phase)
+                with refusals("columns"):
+                    module.columns[column_grid](**by_columns, PHASE=phase)
 
     exponents: dict[str, Tensor] = {}
     if any(whole.values()):

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.names import tensor_name
+from attncompiler.backends.triton_backward import folded
+from attncompiler.backends.triton_configs import Kind
+from attncompiler.backends.triton_work import backward_extra, forward_extra
 from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.call_checks import (
     ELEMENT_TYPES,
@@ -22,6 +25,13 @@ from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.launch import check_backward
 from attncompiler.runtime.tile_tables import Sizes, readable
+from attncompiler.runtime.tilings import (
+    Tilings,
+    first_accepted,
+    for_pointers,
+    refusals,
+    tilings,
+)
 from attncompiler.runtime.triton_backward import run_backward
 from attncompiler.runtime.triton_launch import TileLists, Tiling, run_forward, width_of
 from attncompiler.runtime.triton_planner import Planner
@@ -29,6 +39,7 @@ from attncompiler.runtime.triton_sources import TritonSources
 
 # Calls with lengths that never return (decoding) must not fill the memory.
 _MOST_SITES = 256
+_Pair = tuple[tuple[Kind, Tilings], tuple[Kind, Tilings]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,7 @@ class Site:
     """What all calls with the same shapes, strides and dtypes share."""
 
     module: ModuleType
-    tiling: Tiling
+    tilings: Tilings
     shape: tuple[int, int, int, int]
     last_start: int
     holes: bool
@@ -54,6 +65,7 @@ class TritonEngine:
         self.tiling: Tiling | None = None
         self._factor = kernels.compilation.plan.program.dot_factor
         self._sites: dict[tuple[object, ...], Site] = {}
+        self._gradient_sites: dict[tuple[object, ...], _Pair] = {}
         self._planners: dict[tuple[str, ...], Planner] = {}
 
     def forward(
@@ -85,23 +97,29 @@ class TritonEngine:
             rows = {name: known[s.name] for s, name in names if s.name in known}
             if kernels.saves_value(q.dtype):
                 value = out.new_empty(site.shape, dtype=torch.float32)
-        run_forward(
-            site.module,
-            self.sources.signature,
-            site.tiling,
-            q,
-            k,
-            v,
-            out,
-            q_start=q_start,
-            scale=scale * self._factor,
-            params=numbers,
-            tensors=captured,
-            kept=kept,
-            saved=rows,
-            value=value,
-            lists=self._lists(site, q, captured, q_start, numbers),
-        )
+
+        def launch(tried: Sequence[Tiling]) -> None:
+            tiling = for_pointers(tried[0], q, k, v)
+            with refusals("forward"):
+                run_forward(
+                    site.module,
+                    self.sources.signature,
+                    tiling,
+                    q,
+                    k,
+                    v,
+                    out,
+                    q_start=q_start,
+                    scale=scale * self._factor,
+                    params=numbers,
+                    tensors=captured,
+                    kept=kept,
+                    saved=rows,
+                    value=value,
+                    lists=self._lists(site, tiling, q, captured, q_start, numbers),
+                )
+
+        first_accepted([("forward", site.tilings)], launch)
         return out, kept, saved, value
 
     def backward(
@@ -123,43 +141,51 @@ class TritonEngine:
         kernels = self.kernels
         q, k, v = inputs
         types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
-        read = tuple(types_of[t.name] for t in kernels.loops(wanted).tensors)
-        tilings = (self.tiling or default_tiling(q, v),) * 2
-        planner, lists = self._planner(types_of), (None, None)
-        if planner is not None:
-            signature = self.sources.signature
-            sizes = Sizes.of(q, k)
-            lists = tuple(
-                planner.lists(
-                    q.device,
-                    sizes,
-                    q_start,
-                    {argument: params[name] for name, argument in signature.params},
-                    {tensor_name(n): readable(x) for n, x in tensors.items()},
-                    (tiling.block_m, tiling.block_n),
-                    transposed=transposed,
-                )
-                for tiling, transposed in zip(tilings, (False, True), strict=True)
+        read_types = tuple(types_of[t.name] for t in kernels.loops(wanted).tensors)
+        planner = self._planner(types_of)
+        signature = self.sources.signature
+        gradient = grad if grad.stride(3) == 1 or grad.shape[3] == 1 else grad.contiguous()
+
+        def launch(tried: Sequence[Tiling]) -> Gradients:
+            by_rows, by_columns = tried
+            rows, columns = (for_pointers(t, q, k, v, gradient) for t in (by_rows, by_columns))
+            lists: tuple[TileLists | None, TileLists | None] = (None, None)
+            if planner is not None:
+                numbers = {argument: params[name] for name, argument in signature.params}
+                read = {tensor_name(n): readable(x) for n, x in tensors.items()}
+                sizes = Sizes.of(q, k)
+
+                def listed(tiling: Tiling, *, transposed: bool) -> TileLists:
+                    block = tiling.block_m, tiling.block_n
+                    return planner.lists(
+                        q.device, sizes, q_start, numbers, read, block, transposed=transposed
+                    )
+
+                lists = listed(rows, transposed=False), listed(columns, transposed=True)
+            return run_backward(
+                self.sources.backward(wanted, read_types),
+                self.sources.backward_signature(wanted),
+                (rows, columns),
+                q,
+                k,
+                v,
+                gradient,
+                value=value.contiguous() if kernels.gradient.reads_value else None,
+                saved={n: x.contiguous() for n, x in saved.items()},
+                kept_grads={n: x.contiguous() for n, x in kept_grads.items()},
+                tensors=tensors,
+                params=params,
+                q_start=q_start,
+                scale=scale * self._factor,
+                lists=lists,
             )
-        found = run_backward(
-            self.sources.backward(wanted, read),
-            self.sources.backward_signature(wanted),
-            tilings,
-            q,
-            k,
-            v,
-            grad if grad.stride(3) == 1 or grad.shape[3] == 1 else grad.contiguous(),
-            value=value.contiguous() if kernels.gradient.reads_value else None,
-            saved={n: x.contiguous() for n, x in saved.items()},
-            kept_grads={n: x.contiguous() for n, x in kept_grads.items()},
-            tensors=tensors,
-            params=params,
-            q_start=q_start,
-            scale=scale * self._factor,
-            lists=lists,
+
+        found = first_accepted(self._backward_tilings(q, k, v, gradient, wanted), launch)
+        dq, dk, dv = (
+            x if wants_it else None
+            for x, wants_it in zip((found.q, found.k, found.v), wants, strict=True)
         )
-        kept = (x if wanted_ else None for x, wanted_ in zip((found.q, found.k, found.v), wants, strict=True))
-        return Gradients(*kept, found.tensors)
+        return Gradients(dq, dk, dv, found.tensors)
 
     def _planner(self, types_of: Mapping[str, str]) -> Planner | None:
         """What lists the tiles of calls with captured tensors of these types; None where kernels find them."""
@@ -173,9 +199,33 @@ class TritonEngine:
             self._planners[read] = planner
         return planner
 
+    def _backward_tilings(
+        self, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, wanted: frozenset[str]
+    ) -> _Pair:
+        """The choices for the two kernels of a backward, kept for calls of the same shapes."""
+        if self.tiling is not None:
+            return ("rows", Tilings([self.tiling])), ("columns", Tilings([self.tiling]))
+        key = (
+            *(q.device, q.shape, q.stride(), q.dtype, k.shape, k.stride(), v.shape, v.stride()),
+            *(grad.stride(), wanted),
+        )
+        known = self._gradient_sites.get(key)
+        if known is not None:
+            return known
+        loops = folded(self.kernels.loops(wanted))
+        made: _Pair = (
+            ("rows", tilings("rows", q, k, v, backward_extra(loops, "rows"), grad)),
+            ("columns", tilings("columns", q, k, v, backward_extra(loops, "columns"), grad)),
+        )
+        if len(self._gradient_sites) >= _MOST_SITES:
+            self._gradient_sites.clear()
+        self._gradient_sites[key] = made
+        return made
+
     def _lists(
         self,
         site: Site,
+        tiling: Tiling,
         q: Tensor,
         captured: Sequence[Tensor],
         q_start: int,
@@ -183,14 +233,14 @@ class TritonEngine:
     ) -> TileLists | None:
         if site.planner is None:
             return None
-        kernel, signature = self.kernels.kernel, self.sources.signature
+        signature = self.sources.signature
         return site.planner.lists(
             q.device,
             site.sizes,
             q_start,
             {name: x for (_, name), x in zip(signature.params, numbers, strict=True)},
             {name: x for (name, _), x in zip(signature.tensors, captured, strict=True)},
-            (site.tiling.block_m, site.tiling.block_n),
+            (tiling.block_m, tiling.block_n),
         )
 
     def _site(
@@ -226,18 +276,15 @@ class TritonEngine:
         types = check_tensors(self.kernels.name, tensors, captured, sizes_of(q, v), q.device)
         return Site(
             self.sources.forward(types),
-            self.tiling or default_tiling(q, v),
+            Tilings([self.tiling])
+            if self.tiling
+            else tilings("forward", q, k, v, forward_extra(self.kernels.kernel)),
             (*q.shape[:3], v.shape[3]),
             LARGEST_POSITION - q.shape[2],
             any(x.numel() == 0 for x in captured),
             Sizes.of(q, k),
             self._planner(dict(zip((t.name for t in tensors), types, strict=True))),
         )
-
-
-def default_tiling(q: Tensor, v: Tensor) -> Tiling:
-    """What runs without tuning."""
-    return Tiling(64, 64, 4, 2)
 
 
 __all__ = ["ELEMENT_TYPES", "Mapping", "TritonEngine", "width_of"]

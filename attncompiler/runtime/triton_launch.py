@@ -33,7 +33,8 @@ class Tiling:
 class Signature:
     """What a forward kernel takes beside q, k, v: numbers, tensors with their ranks, statistics that it can give.
 
-    Numbers have the variant's name and that of the argument. ``masked``: not every pair is allowed. ``runs``: the kernel finds the tiles of its walks by itself.
+    Numbers have the variant's name and that of the argument. ``masked``: not every pair is allowed. ``runs``: kernels
+    find the tiles of their walks by themselves.
     """
 
     params: tuple[tuple[str, str], ...]
@@ -77,7 +78,13 @@ class TileLists:
         }
 
 
-NO_LISTS: dict[str, Any] = {"tile_lists": None, "block_order": None, "list_b": 0, "list_h": 0, "columns": 0}
+NO_LISTS: dict[str, Any] = {
+    "tile_lists": None,
+    "block_order": None,
+    "list_b": 0,
+    "list_h": 0,
+    "columns": 0,
+}
 
 
 def numbers(names: Sequence[tuple[str, str]], values: Sequence[float]) -> dict[str, float]:
@@ -178,16 +185,29 @@ def run_forward(
         "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n,
         "LISTED": lists is not None, "DESCRIPTORS": tiling.descriptors,
         "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
-        "WIDEN": widened(q.dtype), "LONG": is_long((k, v, *tensors)),
+        "WIDEN": widened(q.dtype), "LONG": is_long((q, k, v, *tensors)),
         "REVERSED": module.REVERSED,
     }  # fmt: skip
     grid = (-(-queries // tiling.block_m), heads, batch)
-    with on_device(q):
-        module.forward[grid](
-            **arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages
-        )
+    with on_device(q, workspace=tiling.descriptors):
+        module.forward[grid](**arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages)
 
 
-def on_device(x: Tensor) -> Any:
-    """The device of a tensor as the current one; its current stream is where kernels are launched."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+def on_device(x: Tensor, *, workspace: bool = False) -> Any:
+    """The device of a tensor as the current one; its current stream is where kernels are launched.
+
+    ``workspace``: kernels build tensor descriptors, in memory that torch gives. Triton keeps the allocator for one
+    thread, and autograd has threads of its own.
+    """
+    if not x.is_cuda:
+        return contextlib.nullcontext()
+    if workspace:
+        import triton
+
+        triton.set_allocator(_allocated)
+    return torch.cuda.device(x.device)
+
+
+def _allocated(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory on the current device, which the caching allocator aligns to 512 bytes."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")

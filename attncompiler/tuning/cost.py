@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attncompiler.backends.gpu_targets import Target
+from attncompiler.backends.triton_work import SOFTMAX, PairWork
 from attncompiler.tuning.occupancy import Footprint, occupancy
 
 Bound = Literal["compute", "bandwidth", "exponentials", "launch"]
@@ -74,15 +75,12 @@ def attention_work(
     block_m: int,
     block_n: int,
     kind: Kind = "forward",
-    *,
-    exponentials: float = 1.0,
-    operations: float | None = None,
+    pair: PairWork | None = None,
 ) -> Work:
     """The work of a forward kernel, or of the backward one that owns rows (dq) or columns (dk, dv).
 
-    ``exponentials`` and ``operations`` are those of a pair, by default a softmax's: 3.5 operations forward (scale,
-    maximum, sum, half a conversion), 4 backward. Memory counts every operand once: keys stay in the L2 cache while
-    the blocks of a head pass.
+    ``pair`` is what a kernel does at one pair, by default a softmax's: 3.5 operations forward (scale, maximum, sum,
+    half a conversion). Memory counts every operand once: keys stay in the L2 cache while the blocks of a head pass.
     """
     rows, columns = size.batch * size.heads * size.queries, size.batch * size.heads * size.keys
     stored = size.batch * size.kv_heads * size.keys
@@ -90,22 +88,23 @@ def attention_work(
     steps = pairs / (block_m * block_n)
     d, v = size.head_dim, size.value_dim
     element = _ELEMENT_BYTES[size.dtype]
+    pair = pair or SOFTMAX[kind]
+    products = pair.head_products * d + pair.value_products * v
+    rescaled = 0.0
     match kind:
         case "forward":
-            products, moved = d + v, rows * (d + v) + stored * (d + v)
-            rescaled, given = steps * block_m * v, 3.5
+            moved = rows * (d + v) + stored * (d + v)
+            rescaled = steps * block_m * v * pair.value_products
         case "rows":
-            products, moved = 2 * d + v, rows * (2 * d + v) + stored * (d + v)
-            rescaled, given = 0.0, 4.0
+            moved = rows * (2 * d + v) + stored * (d + v)
         case "columns":
-            products, moved = 2 * d + 2 * v, rows * (d + v) + stored * (d + v) + columns * (d + v)
-            rescaled, given = 0.0, 4.0
+            moved = rows * (d + v) + stored * (d + v) + columns * (d + v)
     side, block = (size.keys, block_n) if kind == "columns" else (size.queries, block_m)
     return Work(
         flops=2 * pairs * products,
         bytes=element * moved + 4 * rows * (1 if kind == "forward" else 2),
-        exponentials=exponentials * pairs,
-        operations=(given if operations is None else operations) * pairs + rescaled,
+        exponentials=pair.exponentials * pairs,
+        operations=pair.operations * pairs + rescaled,
         blocks=size.batch * size.heads * math.ceil(side / block),
         steps=steps,
         dtype=size.dtype,

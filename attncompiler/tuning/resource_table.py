@@ -13,16 +13,59 @@ from attncompiler.tuning.occupancy import occupancy, problems
 _HEADINGS = (
     "arch", "kernel", "block", "warps", "stages", "regs", "spills", "shared", "blocks/SM", "bound", "verdict",
 )  # fmt: skip
+_DTYPES = {"*fp32": "float32", "*bf16": "bfloat16", "*fp16": "float16"}
 _NUMBERS = ("warps", "stages", "regs", "spills", "shared", "blocks/SM")
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceRow:
-    """One configuration, what compiling it gave, and its predicted time where a size was given."""
+    """One configuration, what compiling it gave, its predicted time where a size was given, whether it was chosen."""
 
     config: Config
     result: Built | Failed
     prediction: Prediction | None = None
+    chosen: bool = False
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Reasons to drop it, each a short phrase; empty for one that can be chosen."""
+        if isinstance(self.result, Failed):
+            return (self.result.reason.strip().partition("\n")[0][:100],)
+        return problems(self.result, self.result.target)
+
+    @property
+    def dtype(self) -> str:
+        """The element type of the inputs, by the type of the first pointer."""
+        return _DTYPES.get(next(iter(self.result.request.signature.values()), ""), "")
+
+    def record(self) -> dict[str, object]:
+        """The row as plain data, for a file."""
+        result, config = self.result, self.config
+        known: dict[str, object] = {
+            "arch": result.target.name,
+            "kernel": result.request.kernel,
+            "dtype": self.dtype,
+            "block_m": config.block_m,
+            "block_n": config.block_n,
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+            "descriptors": config.descriptors,
+            "chosen": self.chosen,
+            "problems": list(self.problems),
+        }
+        if isinstance(result, Built):
+            held = occupancy(result, result.target)
+            known |= {
+                "registers": result.registers,
+                "spill_stores": result.spill_stores,
+                "spill_loads": result.spill_loads,
+                "shared": result.shared,
+                "blocks_per_sm": held.blocks,
+                "limited_by": held.limiter,
+            }
+        if self.prediction is not None:
+            known |= {"seconds": self.prediction.seconds, "bound": self.prediction.bound}
+        return known
 
 
 def resource_table(rows: Iterable[ResourceRow]) -> str:
@@ -46,12 +89,11 @@ def _cells(row: ResourceRow) -> tuple[str, ...]:
     start = (target.name, request.kernel, f"{config.block_m}x{config.block_n}{loads}")
     match result:
         case Failed():
-            first = result.reason.strip().partition("\n")[0]
             sizes = (str(request.num_warps), str(request.num_stages))
-            return (*start, *sizes, "-", "-", "-", "-", "-", f"dropped: {first[:100]}")
+            return (*start, *sizes, "-", "-", "-", "-", "-", f"dropped: {row.problems[0]}")
         case Built():
             held = occupancy(result, target)
-            reasons = problems(result, target)
+            reasons = row.problems
             return (
                 *start,
                 str(result.num_warps),
@@ -61,7 +103,7 @@ def _cells(row: ResourceRow) -> tuple[str, ...]:
                 f"{result.shared / 1024:.1f} KiB",
                 f"{held.blocks} ({held.fraction:.0%})",
                 _predicted(row.prediction),
-                f"dropped: {'; '.join(reasons)}" if reasons else "ok",
+                f"dropped: {'; '.join(reasons)}" if reasons else "chosen" if row.chosen else "ok",
             )
 
 

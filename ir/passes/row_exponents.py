@@ -20,8 +20,10 @@ _LOGARITHMS = {"exp": "log", "exp2": "log2"}
 
 def fold_row_factors(walk_: BackwardPass, positive: frozenset[str]) -> BackwardPass:
     """The walk with its row factors in its exponents; ``positive`` names the statistics that are never negative."""
-    values = {let.local: let.expr for let in walk_.rows}
+    values: dict[Expr, Expr] = {let.local: let.expr for let in walk_.rows}
     made: dict[Expr, Let] = {}
+    # Exponentials that were at most 1 before they became a share of their sum.
+    shares: set[Expr] = set()
 
     def local(value: Expr) -> Local:
         if value not in made:
@@ -44,12 +46,15 @@ def fold_row_factors(walk_: BackwardPass, positive: frozenset[str]) -> BackwardP
                 for exponential, factor in ((x, y), (y, x)):
                     total = divisor(factor)
                     match exponential:
-                        case Call("exp" | "exp2" as op, (Call("sub", (score, Local() as top)),)) if (
-                            total is not None and alone(exponential) and top in values
-                        ):
+                        case Call(
+                            "exp" | "exp2" as op, (Call("sub", (score, Local() as top)),)
+                        ) if total is not None and alone(exponential) and top in values:
                             logarithm = Call(_LOGARITHMS[op], (total,))
                             shift = local(Call("add", (values[top], logarithm)))
-                            return Call(op, (Call("sub", (score, shift)),))
+                            folded = Call(op, (Call("sub", (score, shift)),))
+                            if exponential in walk_.nonpositive:
+                                shares.add(folded)
+                            return folded
             case Call("add", (Call("sub", (x, Local() as less)), Local() as more)) if (
                 less in values and more in values and not isinstance(x, Local)
             ):
@@ -61,7 +66,11 @@ def fold_row_factors(walk_: BackwardPass, positive: frozenset[str]) -> BackwardP
         return walk_
     read = set(walk(*_elements(changed)))
     rows = (*walk_.rows, *made.values())
-    return replace(changed, rows=tuple(let for let in rows if let.local in read))
+    return replace(
+        changed,
+        rows=tuple(let for let in rows if let.local in read),
+        nonpositive=walk_.nonpositive | shares,
+    )
 
 
 def _elements(walk_: BackwardPass) -> list[Expr]:

@@ -16,9 +16,9 @@ from attncompiler.runtime.backward_plan import (
     Separation,
     Sharing,
     copies,
-    separation,
     share_out,
 )
+from attncompiler.runtime.description import separation
 
 NOWHERE = Separation(batches=False, groups=False, rows_of_head=False, rows=False)
 EVERYWHERE = Separation(batches=True, groups=True, rows_of_head=True, rows=True)

@@ -1,0 +1,10 @@
+"""The backends that packages can be made with, by name; a new one is a line here and a file beside this one."""
+
+from __future__ import annotations
+
+from attncompiler.artifact.backend import Backend
+from attncompiler.artifact.cpp import CPP
+
+BACKENDS: dict[str, Backend] = {CPP.name: CPP}
+# What ``--backend auto`` makes.
+USUAL = CPP.name

@@ -1,0 +1,141 @@
+"""Turns a compilation into GPU binaries, a table of what they take, and the files of them for a package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from attncompiler.artifact.specialize import Wanted
+    from attncompiler.backends.gpu_targets import Target
+    from attncompiler.compiler import Compilation
+    from attncompiler.tuning.gpu_build import GpuBinary, GpuBuild
+
+_GPU_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_architectures(
+    backends: Sequence[str], archs: Sequence[Target], dtypes: Sequence[str], out: Path | None
+) -> None:
+    """Refuse GPU architectures without a backend for them, the reverse, and what that backend does not have."""
+    if archs and "triton" not in backends:
+        raise click.UsageError(
+            "--arch names GPUs, for which Triton makes kernels: add --backend triton, "
+            "or --backend cpp,triton for the CPU's kernels too"
+        )
+    if "triton" not in backends:
+        return
+    if not archs:
+        from attncompiler.backends.gpu_targets import TARGETS
+
+        known = ", ".join(TARGETS)
+        raise click.UsageError(
+            f"--backend triton needs the GPUs to compile for: --arch NAME[,NAME] from {known}"
+        )
+    for dtype in dtypes:
+        if dtype not in _GPU_DTYPES:
+            raise click.UsageError(
+                f"the triton backend computes in float32, not in {dtype}: choose --dtype "
+                f"{', '.join(_GPU_DTYPES[:-1])} or {_GPU_DTYPES[-1]}"
+            )
+    if out is not None and "cpp" not in backends:
+        raise click.UsageError(
+            "--out writes a package, which runs the CPU's kernels: use --backend cpp,triton, or leave --out out"
+        )
+
+
+def compile_for_gpus(
+    console: Console,
+    compilation: Compilation,
+    targets: Sequence[Target],
+    wanted: Sequence[Wanted],
+    *,
+    backward: bool,
+) -> GpuBuild:
+    """Compile every configuration of every kernel with a progress display, and choose."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from attncompiler.runtime.gpu_kernels import gpu_kernels
+    from attncompiler.runtime.kernels import Kernels
+    from attncompiler.tuning.gpu_build import build_gpu
+
+    kernels = Kernels(compilation)
+    groups = [gpu_kernels(kernels, w.tensors, w.dims, backward=backward) for w in wanted]
+    columns = TextColumn("compiling for GPUs"), BarColumn(), MofNCompleteColumn()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return build_gpu(groups, targets, progress=show)
+
+
+def report(console: Console, name: str, built: GpuBuild, *, paths: bool) -> None:
+    """Print a table for each type of inputs and, with ``paths``, where binaries and sources lie in the cache."""
+    from attncompiler.tuning.resource_table import resource_table
+
+    for dtype in dict.fromkeys(row.dtype for row in built.rows):
+        console.print(f"\n{name}  {dtype}")
+        rows = [row for row in built.rows if row.dtype == dtype]
+        console.print(resource_table(rows), no_wrap=True, crop=False, overflow="ignore")
+    console.print(f"\n{'compiled':<10}{built.seconds:7.3f} s")
+    if not paths:
+        return
+    for binary in built.binaries:
+        kind = "plan of columns" if binary.transposed else binary.kind
+        console.print(f"binary  {binary.target.name} {kind} {binary.dtype}  {binary.built.binary}")
+    for source in dict.fromkeys(b.source for b in built.binaries):
+        console.print(f"source  {source}")
+
+
+def gpu_files(built: GpuBuild) -> dict[str, bytes]:
+    """The files of a package: ``gpu/<arch>/<binary>``, sources, and ``gpu/resources.json`` about all that was compiled."""
+    files: dict[str, bytes] = {}
+    entries = []
+    for binary in built.binaries:
+        name = f"gpu/{file_name(binary)}"
+        source = f"gpu/{binary.source.parent.name.rsplit('-', 1)[0]}.py"
+        files[name] = binary.built.binary.read_bytes()
+        files[source] = binary.source.read_bytes()
+        entries.append({"file": name, "source": source, **describe(binary)})
+    table = {"binaries": entries, "configurations": [row.record() for row in built.rows]}
+    files["gpu/resources.json"] = (json.dumps(table, indent=1) + "\n").encode()
+    return files
+
+
+def file_name(binary: GpuBinary) -> str:
+    """Where a binary lies in the folder of a package's GPU files."""
+    dims = f"{binary.dtype}_d{binary.head_dim}_v{binary.value_dim}"
+    tile = f"_{binary.config.block_m}x{binary.config.block_n}" if binary.kind == "plan" else ""
+    turned = "_transposed" if binary.transposed else ""
+    suffix = binary.built.binary.suffix
+    return f"{binary.target.name}/{binary.kind}_{dims}{tile}{turned}{suffix}"
+
+
+def describe(binary: GpuBinary) -> dict[str, object]:
+    """What a launcher must know of a binary: the kernel, what it was compiled for, and what it takes."""
+    request, built = binary.built.request, binary.built
+    return {
+        "arch": binary.target.name,
+        "kind": binary.kind,
+        "kernel": request.kernel,
+        "dtype": binary.dtype,
+        "head_dim": binary.head_dim,
+        "value_dim": binary.value_dim,
+        "num_warps": built.num_warps,
+        "num_stages": request.num_stages,
+        "shared": built.shared,
+        "registers": built.registers,
+        "signature": dict(request.signature),
+        "constants": dict(request.constexprs),
+        "aligned": sorted(request.aligned),
+    }

@@ -1,0 +1,120 @@
+"""Lists the Triton kernels of a compilation for a type of inputs: their files, and what they are compiled for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from attncompiler.backends.gpu_targets import Target
+from attncompiler.backends.names import identifier, tensor_name
+from attncompiler.backends.triton_backward import folded
+from attncompiler.backends.triton_configs import Config, Kind, configs
+from attncompiler.backends.triton_work import (
+    Extra,
+    PairWork,
+    backward_extra,
+    backward_work,
+    forward_extra,
+    forward_work,
+)
+from attncompiler.ir.program import ParamDecl
+from attncompiler.runtime.kernels import Kernels
+from attncompiler.runtime.offline import KernelRequest
+from attncompiler.runtime.triton_requests import Call, request
+from attncompiler.runtime.triton_sources import TritonSources, stored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GpuKernel:
+    """One kernel of a variant for one type of inputs: its file, what a call gives it, its work, what it keeps."""
+
+    kind: Kind
+    source: Path
+    call: Call
+    work: PairWork
+    extra: Extra
+
+    def configs(self, target: Target) -> tuple[Config, ...]:
+        """The configurations that are worth compiling for a target, the best guess first."""
+        call = self.call
+        return configs(self.kind, target, call.dtype, call.head_dim, call.value_dim, self.extra)
+
+    def request(self, target: Target, config: Config) -> KernelRequest:
+        """What the offline compiler takes for one of them."""
+        return request(self.source, self.kind, _on(target, self.call), config)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanKernel:
+    """The kernel that lists the tiles of a mask; its tiles are those of the kernel that walks over the lists."""
+
+    source: Path
+    call: Call
+
+    def request(self, config: Config, *, transposed: bool) -> KernelRequest:
+        """Compile it for the tiles of ``config``; ``transposed``: lists for blocks of keys."""
+        found = request(self.source, "plan", self.call, config)
+        return replace(found, constexprs={**found.constexprs, "TRANSPOSED": transposed})
+
+
+@dataclass(frozen=True, slots=True)
+class GpuKernels:
+    """All kernels of a compilation for one type of inputs; ``plan`` where a mask's tiles come from lists."""
+
+    kernels: tuple[GpuKernel, ...]
+    plan: PlanKernel | None
+
+
+def gpu_kernels(
+    kernels: Kernels,
+    types: Mapping[str, str],
+    dims: tuple[str, int, int],
+    *,
+    backward: bool = False,
+) -> GpuKernels:
+    """The kernels for inputs of ``dims``: element type, head_dim, value_dim.
+
+    ``types`` are those of captured tensors by their name in the variant. With ``backward`` the two kernels of the
+    gradients too, and a forward that keeps what they read.
+    """
+    sources = TritonSources(kernels)
+    listed = sources.signature.masked and not sources.signature.runs
+    wanted = kernels.learns if backward else frozenset[str]()
+    loops = kernels.loops(wanted) if backward else None
+    call = Call(
+        *dims,
+        tensors={tensor_name(n): t for n, t in types.items()},
+        params=_params(kernels.kernel.params, loops.params if loops else ()),
+        listed=listed,
+        trains=backward,
+    )
+    stem = kernels.name.lower()
+    file = sources.forward_source([types[t.name] for t in kernels.kernel.tensors])
+    path = stored(f"{stem}_forward", file)
+    kernel = kernels.kernel
+    found = [GpuKernel("forward", path, call, forward_work(kernel), forward_extra(kernel))]
+    if loops is not None:
+        printed = folded(loops)
+        file = sources.backward_source(wanted, [types[t.name] for t in loops.tensors])
+        path = stored(f"{stem}_backward", file)
+        for kind in ("rows", "columns"):
+            work, extra = backward_work(printed, kind), backward_extra(printed, kind)
+            found.append(GpuKernel(kind, path, call, work, extra))
+    if not listed:
+        return GpuKernels(tuple(found), None)
+    plan = kernels.compilation.tile_plan
+    file = sources.plan_source([types[t.name] for t in plan.tensors])
+    call = replace(call, params=_params(plan.params))
+    return GpuKernels(tuple(found), PlanKernel(stored(f"{stem}_tiles", file), call))
+
+
+def _params(*groups: tuple[ParamDecl, ...]) -> dict[str, str]:
+    return {f"p_{identifier(p.name)}": p.kind for params in groups for p in params}
+
+
+def _on(target: Target, call: Call) -> Call:
+    """Weights that float16 may not hold are multiplied as tf32, which AMD does not have."""
+    if call.dtype != "float16":
+        return call
+    return replace(call, widen="tf32" if target.is_nvidia else "ieee")

@@ -1,0 +1,69 @@
+"""The C++ kernels of a package made by ``attncompiler build``: sources in its folder, built when a call needs them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from attncompiler.runtime.building import BuiltKernel, build, loaded
+from attncompiler.runtime.launch import Launcher as PackagedEngine
+from attncompiler.runtime.library import BackwardLibrary, Library
+from attncompiler.runtime.manifest import Json, ManifestKernels, backward_signature, plan_signature
+from attncompiler.runtime.signature import BackwardSignature
+from attncompiler.runtime.tile_tables import PlanLibrary, TileTables
+
+__all__ = ["PackagedEngine", "PackagedKernels"]
+
+
+class PackagedKernels(ManifestKernels):
+    """The kernels that a manifest lists; every method may be called from several threads."""
+
+    def __init__(self, folder: Path, manifest: Json) -> None:
+        super().__init__(folder, manifest)
+        self._forwards: dict[object, Library] = {}
+        self._backwards: dict[object, tuple[BackwardSignature, BackwardLibrary]] = {}
+        self._tables: dict[object, TileTables] = {}
+        self._lock = threading.RLock()
+
+    def forward(self, dims: tuple[str, int, int], types: tuple[str, ...]) -> Library:
+        """The loaded forward kernel for an element type, head_dim and value_dim, and types of captured tensors."""
+        found = self._forwards.get((dims, types))
+        if found is None:
+            names = (t.name for t in self.signature.tensors)
+            kernel = self.find("forward", dims, dict(zip(names, types, strict=True)))
+            found = loaded(lambda: self.build(kernel), lambda p: Library(p, self.signature))
+            self._forwards[dims, types] = found
+        return found
+
+    def backward(
+        self, tensors: Mapping[str, str], dims: tuple[str, int, int], wanted: frozenset[str]
+    ) -> tuple[BackwardSignature, BackwardLibrary]:
+        """The signature and the loaded kernel of the smallest backward that gives gradients to all in ``wanted``."""
+        key = (tuple(tensors.items()), dims, wanted)
+        found = self._backwards.get(key)
+        if found is None:
+            kernel = self.find("backward", dims, tensors, wanted)
+            signature = backward_signature(kernel)
+            library = loaded(lambda: self.build(kernel), lambda p: BackwardLibrary(p, signature))
+            found = self._backwards[key] = signature, library
+        return found
+
+    def tables(self, dtype: str, types: Mapping[str, str]) -> TileTables | None:
+        """What finds the states of tiles for a call; None for a mask that kernels decide by themselves."""
+        if not self.signature.planned:
+            return None
+        real = "float64" if dtype == "float64" else "float32"
+        with self._lock:
+            found = self._tables.get((real, *types.items()))
+            if found is None:
+                kernel = self.find("tiles", (real, 1, 1), types)
+                plan = plan_signature(kernel)
+                library = loaded(lambda: self.build(kernel), lambda p: PlanLibrary(p, plan))
+                found = self._tables[real, *types.items()] = TileTables(library)
+            return found
+
+    def build(self, kernel: Json) -> BuiltKernel:
+        """One of the listed kernels on disk."""
+        source = self.folder / kernel["file"]
+        return build(self.name, kernel["entry"], source.read_text)

@@ -1,0 +1,124 @@
+"""The self test of a package: compares its kernels, and their gradients, with its dense definition in float64.
+
+An error may be twice that of the dense definition in the element type of the call, plus the floor of ``yardstick.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncompiler.cases import Case
+from attncompiler.gradient_check import Leaves, arguments_of, gradients, leaves_of
+from attncompiler.runtime.sampled import DrawnTensor, Sampled
+from attncompiler.yardstick import Comparison, compare, compare_gradients, draw_inputs
+
+# Odd lengths both ways, groups of heads, offsets, strides, and one call large enough for planned tiles.
+CASES = (
+    Case(B=2, H=6, G=2, M=63, N=129, q_start=66, seed=1),
+    Case(B=1, H=3, G=1, M=129, N=257, layout="swapped", seed=2),
+    Case(B=2, H=2, G=2, M=127, N=63, q_start=1, layout="padded", seed=3),
+    Case(B=1, H=1, G=1, M=5, N=1, seed=4),
+    Case(B=1, H=2, G=1, M=260, N=301, layout="broadcast", seed=5),
+)
+Attention = Callable[..., Any]
+
+
+class SelfTest:
+    """One package: its manifest, its operator, its dense definition and what draws its tensors."""
+
+    def __init__(
+        self, manifest: Mapping[str, Any], attention: Attention, dense: Attention, carrier: type
+    ) -> None:
+        self.manifest, self.attention, self.dense = manifest, attention, dense
+        self.carrier = carrier if issubclass(carrier, Sampled) else Sampled
+        self.prepares = hasattr(carrier, "prepare")
+        self.tensors = {n: DrawnTensor.read(x) for n, x in manifest["sample"].items()}
+
+    def run(self) -> int:
+        """Print a line for each dtype and case; 1 when something is wrong, else 0."""
+        failed = 0
+        print(f"{'dtype':<10}{'case':<44}{'worst':<18}{'error':>9}{'plain':>10}{'limit':>10}")
+        for dtype in self.manifest["dtypes"]:
+            for number, case in enumerate(CASES):
+                params = self.other_values() if number % 2 else self.values()
+                case = self.fitted(replace(case, dtype=dtype))
+                found = list(self.comparisons(case, params))
+                worst = max(found, key=lambda c: (not c.passed, c.ratio))
+                failed += not worst.passed
+                sizes = " ".join(
+                    f"{n}={getattr(case, n)}" for n in ("B", "H", "G", "M", "N", "q_start")
+                )
+                print(
+                    f"{dtype:<10}{sizes:<44}{worst.what:<18}{worst.error:9.1e}{worst.plain_error:10.1e}"
+                    f"{worst.limit:10.1e}{'' if worst.passed else '  FAILED'}"
+                )
+        print(f"{failed} failed" if failed else "all passed")
+        return 1 if failed else 0
+
+    def values(self) -> dict[str, float]:
+        """The parameters' own values."""
+        call = self.manifest["call"]
+        return {name: call["values"][name] for name in call["kinds"]}
+
+    def other_values(self) -> dict[str, float]:
+        """Other values of the parameters, not far from their own."""
+        return {
+            name: x if isinstance(x, bool) else x + 3 if isinstance(x, int) else 0.75 * x
+            for name, x in self.values().items()
+        }
+
+    def fitted(self, case: Case) -> Case:
+        """The case with the head dimensions of the package and enough tokens for what the variant reads."""
+        made = self.manifest
+        case = replace(case, D=made["head_dim"], Dv=made["value_dim"])
+        if made["tokens"]:
+            more = case.seed % 2 * 7
+            case = replace(case, M=made["tokens"] + more, N=made["tokens"] + more, q_start=0)
+        if made["reads_keys_at_queries"]:
+            case = replace(case, N=max(case.N, case.q_start + case.M))
+        return case
+
+    def comparisons(self, case: Case, params: Mapping[str, float]) -> Iterator[Comparison]:
+        """The output, the statistics and, where the package has a backward, the gradients of one case."""
+        view: Any = object.__new__(self.carrier)
+        view.__dict__.update(self.manifest["call"]["values"])
+        view.__dict__.update(params, tensors=self.tensors)
+        q, k, v, tensors = draw_inputs(case, view.sample, prepares=self.prepares)
+        device = self.manifest["device"]
+        q, k, v = q.to(device), k.to(device), v.to(device)
+        tensors = {name: x.to(device) for name, x in tensors.items()}
+        given = dict(params)
+        given.pop("scale", None)
+
+        def call(
+            function: Attention, leaves: Leaves, **more: Any
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            mine = arguments_of(leaves, others)
+            result: tuple[Tensor, dict[str, Tensor]] = function(
+                *mine[:3], q_start=case.q_start, return_stats=True, **mine[3], **given, **more
+            )
+            return result
+
+        leaves, others = leaves_of(q, k, v, tensors, case.dtype)
+        narrow = torch.float32 if case.dtype == "float64" else None
+        with torch.no_grad():
+            exact, exact_stats = call(self.dense, leaves, dtype=torch.float64)
+            plain, plain_stats = call(self.dense, leaves, dtype=narrow)
+            out, stats = call(self.attention, leaves)
+        yield compare("out", out, plain, exact)
+        for name, expected in exact_stats.items():
+            yield compare(f"stats.{name}", stats[name], plain_stats[name], expected)
+        if self.manifest["program"]["gradient"] is not None:
+            found = gradients(
+                lambda x, dtype: call(self.dense, x, dtype=dtype),
+                lambda *tokens, **named: self.attention(*tokens, **named, **given),
+                leaves,
+                others,
+                case,
+            )
+            yield from compare_gradients(found, case.dtype)

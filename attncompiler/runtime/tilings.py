@@ -1,0 +1,208 @@
+"""Chooses how the Triton kernels of a call are cut, from the device, the element type, the sizes and what kernels keep.
+
+Nothing is timed and nothing is compiled here. What a device refuses is passed over for the next choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from attncompiler.backends.gpu_targets import TARGETS, Target
+from attncompiler.backends.triton_configs import Config, Kind, configs
+from attncompiler.backends.triton_work import Extra
+from attncompiler.runtime.call_checks import ELEMENT_TYPES
+from attncompiler.runtime.errors import OldGpuError
+from attncompiler.runtime.triton_launch import Tiling
+
+T = TypeVar("T")
+# What the interpreter runs: its time is that of its steps.
+INTERPRETED = Tiling(64, 64, 4, 2)
+_FEWEST_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The target whose tile shapes a device gets; ``reason`` says why it is another than its own, else it is empty."""
+
+    target: Target
+    reason: str = ""
+
+
+def target_for(name: str) -> Choice:
+    """The target of an architecture ("sm_90", "gfx942"), for one that is not known that of the nearest older one.
+
+    Raises OldGpuError for one that is older than all that are known.
+    """
+    if name in TARGETS:
+        return Choice(TARGETS[name])
+    vendor = "nvidia" if name.startswith("sm_") else "amd"
+    known = sorted((t for t in TARGETS.values() if t.vendor == vendor), key=lambda t: _age(t.name))
+    older = [t for t in known if _age(t.name) <= _age(name)]
+    if not older:
+        lacks = "bfloat16 matrix products and asynchronous copies"
+        if vendor == "amd":
+            lacks = "bfloat16 matrix products at full rate"
+        raise OldGpuError(name=name, oldest=known[0].name, lacks=lacks)
+    # Cards for graphics of AMD are numbered above those for computing and have as little memory as the oldest.
+    nearest = known[0] if vendor == "amd" and _age(name) >= 0x1000 else older[-1]
+    return Choice(nearest, f"{name} is not listed; it gets the tile shapes of {nearest.name}")
+
+
+def choice_of(device: torch.device) -> Choice:
+    """The target of a device of torch; see ``target_for``."""
+    return target_for(_architecture(device))
+
+
+def explain_device(device: torch.device) -> str:
+    """One line: which architecture's tile shapes calls on a device get, and why."""
+    choice = choice_of(device)
+    return choice.reason or f"{choice.target.name} has tile shapes of its own"
+
+
+@cache
+def _architecture(device: torch.device) -> str:
+    if torch.version.hip:
+        found: str = torch.cuda.get_device_properties(device).gcnArchName
+        return found.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def _age(name: str) -> int:
+    """Numbers that grow with newer architectures of one vendor: AMD's are hexadecimal."""
+    return int(name.removeprefix("sm_")) if name.startswith("sm_") else int(name[3:], 16)
+
+
+def tilings(
+    kind: Kind, q: Tensor, k: Tensor, v: Tensor, extra: Extra, grad: Tensor | None = None
+) -> Tilings:
+    """The choices for a kernel of a call whose checks have been made, the best guess first.
+
+    ``grad`` is the gradient of the output, which the kernels of a backward load in tiles.
+    """
+    if not q.is_cuda:
+        return Tilings([INTERPRETED])
+    target = choice_of(q.device).target
+    found = configs(kind, target, ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3], extra)
+    loaded = (q, k, v) if grad is None else (q, k, v, grad)
+    descriptors = describable(*loaded) and knows_descriptors()
+    return Tilings(list(dict.fromkeys(_fitted(c, q.shape[2], descriptors) for c in found)))
+
+
+def _fitted(config: Config, queries: int, descriptors: bool) -> Tiling:
+    """A configuration for few queries: no more rows than there are, but those of one matrix instruction."""
+    rows = max(_FEWEST_ROWS, 1 << max(queries - 1, 0).bit_length())
+    warps = min(config.num_warps, 4) if rows < config.block_m else config.num_warps
+    return Tiling(
+        min(config.block_m, rows),
+        config.block_n,
+        warps,
+        config.num_stages,
+        config.descriptors and descriptors,
+    )
+
+
+def describable(*tensors: Tensor) -> bool:
+    """Whether the tensor memory accelerator can load tiles: rows and heads begin at multiples of 16 bytes."""
+    return all(
+        x.numel() > 0
+        and x.stride(3) == 1
+        and all(s * x.element_size() % 16 == 0 for s in x.stride()[:3])
+        for x in tensors
+    )
+
+
+@cache
+def knows_descriptors() -> bool:
+    """Whether the Triton that is installed has tensor descriptors made in a kernel."""
+    import triton
+    import triton.language
+
+    return hasattr(triton, "set_allocator") and hasattr(triton.language, "make_tensor_descriptor")
+
+
+def for_pointers(tiling: Tiling, *tensors: Tensor) -> Tiling:
+    """The tiling for tensors that begin where they do: descriptors want a multiple of 16 bytes."""
+    if tiling.descriptors and any(x.data_ptr() % 16 for x in tensors):
+        return replace(tiling, descriptors=False)
+    return tiling
+
+
+class RefusedError(Exception):
+    """A device has not what a kernel asks for; ``kind`` says which kernel, the cause is Triton's own error."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+@contextmanager
+def refusals(kind: Kind) -> Iterator[None]:
+    """Turns Triton's OutOfResources inside into a RefusedError that names the kernel: nothing was launched."""
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        yield
+    except OutOfResources as error:
+        raise RefusedError(kind) from error
+
+
+@dataclass(slots=True)
+class Tilings:
+    """The choices for one kernel of calls of one shape, best first, without what the device has refused."""
+
+    options: Sequence[Tiling]
+    _first: int = field(default=0)
+
+    @property
+    def current(self) -> Tiling:
+        """What to launch."""
+        return self.options[self._first]
+
+    def refuse(self, tiling: Tiling) -> bool:
+        """Pass over a choice from now on; False where it was the last one. Threads may refuse the same one."""
+        at = self.options.index(tiling)
+        if at + 1 >= len(self.options):
+            return False
+        self._first = max(self._first, at + 1)
+        return True
+
+
+def first_accepted(
+    choices: Sequence[tuple[Kind, Tilings]], launch: Callable[[Sequence[Tiling]], T]
+) -> T:
+    """``launch(tilings)`` with the first choices, one a kernel, of which the device refuses none.
+
+    What a launch does before it is refused must be undone, or be done to memory of its own. Raises Triton's
+    OutOfResources where a kernel has no choice left.
+    """
+    while True:
+        tried = [options.current for _, options in choices]
+        try:
+            return launch(tried)
+        except RefusedError as refused:
+            for (kind, options), tiling in zip(choices, tried, strict=True):
+                if kind == refused.kind and not options.refuse(tiling):
+                    raise (refused.__cause__ or refused) from None
+
+
+__all__ = [
+    "Choice",
+    "RefusedError",
+    "Tilings",
+    "choice_of",
+    "describable",
+    "explain_device",
+    "first_accepted",
+    "for_pointers",
+    "refusals",
+    "target_for",
+    "tilings",
+]

@@ -94,8 +94,8 @@ class BackwardContext:
 
     ``handed`` are the values of rows that the first kernel leaves for the second, ``known`` the statistics that there
     are before the first walk. ``own_go``: the gradient of the row before the output slot is not that of the output.
-    ``finds_extrema``: gradients go to the pairs that attain an extremum of their row, so both kernels must compute scores
-    in the same way.
+    ``finds_extrema``: gradients go to the pairs that attain an extremum of their row, so both kernels must compute
+    scores in the same way.
     """
 
     title: str

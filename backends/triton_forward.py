@@ -97,7 +97,8 @@ class ForwardPrinter(LoopPrinter):
         dots = Dot() in used or (self._plain and Score() in set(walk(*bodies)))
         texts = [*(n.code for n in (*keys, *score_lets, *mask_lets)), mask or "", score or ""]
         texts += [n.code for s in sweeps for n in (*s.lanes, *s.elements, *s.factors)]
-        texts += [x.body for s in sweeps for x in (*s.stats, *s.weights)]
+        texts += [s.body for sweep in sweeps for s in sweep.stats]
+        texts += [w.body for sweep in sweeps for w in sweep.weights]
         state = [
             (f"s_{identifier(u.name)}", IDENTITIES[u.op])
             for s in kernel_pass.sweeps

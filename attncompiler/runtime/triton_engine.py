@@ -1,4 +1,4 @@
-"""Runs Triton kernels on the tensors of a call: checks it once for each set of shapes, allocates, plans and launches."""
+"""Runs Triton kernels on the tensors of a call: checks each set of shapes once, allocates, plans and launches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.names import tensor_name
-from attncompiler.backends.triton_backward import folded
+from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.backends.triton_configs import Kind
 from attncompiler.backends.triton_work import backward_extra, forward_extra
 from attncompiler.runtime.backward_plan import Gradients

@@ -132,7 +132,6 @@ def test_an_element_of_a_softmax_is_one_multiply_add_and_one_exponential() -> No
 
     rows = 2  # of a thread, each with a factor that rescales what was summed
     assert count("ex2.approx") == pairs + rows
-    fused = count("fma.rn") + count("sub")
     assert pairs <= count("fma.rn") <= pairs + 2 * rows, opcodes
     assert count("mul") <= accumulated + 4 * rows, opcodes
 

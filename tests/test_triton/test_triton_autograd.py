@@ -37,7 +37,9 @@ def test_opcheck() -> None:
     op, given = operator(Full), leaves(Full)
     names = ("q", "k", "v", *(t.name for t in op.compilation.kernel.tensors))
     numbers = [op._params[p.name] for p in op.compilation.kernel.params]
-    arguments = [*(given[n][:1] if n in ("q", "k", "v", "gate", "ids") else given[n] for n in names)]
+    arguments = [
+        *(given[n][:1] if n in ("q", "k", "v", "gate", "ids") else given[n] for n in names)
+    ]
     arguments = [x.detach().requires_grad_(x.is_floating_point()) for x in arguments]
     ops = op._registered
     torch.library.opcheck(ops.forward, (*arguments, 1, 0.3, *numbers, True, True))

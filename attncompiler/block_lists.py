@@ -102,8 +102,9 @@ class BlockLists:
         batches, heads = (
             size if axis in axes else 1 for axis, size in zip(_BATCH_AXES, sizes, strict=True)
         )
-        leaves[Index("b")] = torch.arange(batches)[:, None, None, None]
-        leaves |= dict.fromkeys(CORNERS["h"], torch.arange(heads)[:, None, None])
+        device = self.states.device
+        leaves[Index("b")] = torch.arange(batches, device=device)[:, None, None, None]
+        leaves |= dict.fromkeys(CORNERS["h"], torch.arange(heads, device=device)[:, None, None])
         leaves |= self._corners("k", slice(None))
         rows, columns = self.states.shape[2:]
         step = max(1, _MOST_BLOCKS // max(1, batches * heads * columns))
@@ -121,7 +122,8 @@ class BlockLists:
         """The first and the last position of blocks of queries or keys."""
         which = _LENGTH_AXES.index(axis)
         size, length = self.block[which], self.lengths[which]
-        first = torch.arange(self.states.shape[2 + which])[part] * size
+        count, device = self.states.shape[2 + which], self.states.device
+        first = torch.arange(count, device=device)[part] * size
         return dict(
             zip(CORNERS[axis], (first, (first + size - 1).clamp(max=length - 1)), strict=True)
         )
@@ -135,7 +137,7 @@ def block_lists(block_mask: BlockMask, q: Tensor, k: Tensor) -> BlockLists:
 
     q is ``[B, H, M, D]``, k ``[B, G, N, D]``. Raises ShapeError or DeviceError for a mask that does not fit them.
     """
-    seen = _Seen.of(block_mask)
+    seen = _Seen.of(block_mask, q.device)
     known = _KNOWN.get(block_mask)
     if known is None or not seen.same(known[0]):
         lengths = _lengths(block_mask, q, k)
@@ -165,7 +167,7 @@ class _Seen:
     form: tuple[object, ...]
 
     @classmethod
-    def of(cls, block_mask: BlockMask) -> _Seen:
+    def of(cls, block_mask: BlockMask, device: torch.device) -> _Seen:
         missing = [n for n in (*_LISTS, "BLOCK_SIZE", "seq_lengths") if not hasattr(block_mask, n)]
         if missing:
             raise errors.ArgumentsError(
@@ -175,8 +177,9 @@ class _Seen:
             )
         tensors = tuple(getattr(block_mask, name) for name in _LISTS)
         for name, x in zip(_LISTS, tensors, strict=True):
-            if x is not None and x.device.type != "cpu":
-                refuse_device(f"block_mask.{name}", x.device, "its lists are read on the CPU", "cpu")
+            if x is not None and x.device != device:
+                why = f"the query is on {device}"
+                refuse_device(f"block_mask.{name}", x.device, why, str(device))
         form = (tuple(block_mask.BLOCK_SIZE), tuple(block_mask.seq_lengths))
         return cls(tensors, tuple(map(content_of, tensors)), form)
 
@@ -246,12 +249,13 @@ def _listed(numbers: Tensor, indices: Tensor, rows: int, columns: int) -> Tensor
             "make it for these lengths",
         )
     numbers, indices = numbers[:, :, :rows, None], indices[:, :, :rows].long()
-    named = torch.arange(indices.shape[3]) < numbers
+    named = torch.arange(indices.shape[3], device=indices.device) < numbers
     if (numbers > indices.shape[3]).any() or (named & (indices < 0)).any():
         raise _misfit(
             "a list is longer than its storage, or holds a negative index",
             "block indices count from 0",
         )
     places = torch.where(named & (indices < columns), indices, columns)
-    found = torch.zeros(*places.shape[:3], columns + 1, dtype=torch.int8)
+    shape = (*places.shape[:3], columns + 1)
+    found = torch.zeros(shape, dtype=torch.int8, device=places.device)
     return found.scatter_(3, places, 1)[..., :columns]

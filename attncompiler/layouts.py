@@ -111,7 +111,7 @@ def lengthened(table: Tensor, length: int, grid: tuple[int, ...], keys: bool) ->
             detail=f"it has {length} tokens, the grid {grid} of the layout {size}",
             fix="pass all tokens of the grid; more may follow them",
         )
-    return torch.cat([table, torch.arange(size, length)])
+    return torch.cat([table, torch.arange(size, length, device=table.device)])
 
 
 @cache

@@ -40,7 +40,7 @@ class Arrangement:
             return q, k, v, captured  # refused where inputs are checked
         found = list(captured)
         orders = [
-            lengthened(order, x.shape[2], self.grid, keys)
+            lengthened(order.to(x.device), x.shape[2], self.grid, keys)
             for order, x, keys in zip(self.orders, (q, k), (False, True), strict=True)
         ]
         for slot, order in zip(self.slots, orders, strict=True):
@@ -55,5 +55,5 @@ class Arrangement:
         """The output and the kept statistics ``[n, B, H, M]`` in the order of the caller."""
         if not self.inside:
             return out, rows
-        order = lengthened(self.inverse, out.shape[2], self.grid, False)
+        order = lengthened(self.inverse.to(out.device), out.shape[2], self.grid, False)
         return out.index_select(2, order), None if rows is None else rows.index_select(3, order)

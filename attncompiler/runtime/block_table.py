@@ -59,7 +59,7 @@ def table_of(sparsity: BlockSparse, q: Tensor, k: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return cast(Tensor, torch.ops.attncompiler.block_table(*lists, sparsity.size, sizes))
     for name, x in zip(("sparsity.indices", "sparsity.counts"), lists, strict=True):
-        check_storage(name, x)
+        check_storage(name, x, q.device)
         check_transforms(name, x)
     if not is_plain(lists):
         return cast(Tensor, torch.ops.attncompiler.block_table(*lists, sparsity.size, sizes))
@@ -142,7 +142,7 @@ def _read(indices: Tensor, counts: Tensor, columns: int) -> Tensor:
             f"has the length {int(counts[place])}, its storage holds {most} entries",
             "counts say how many entries of each list hold, from 0 up",
         )
-    named = torch.arange(most) < counts[..., None]
+    named = torch.arange(most, device=counts.device) < counts[..., None]
     outside = named & ((indices < 0) | (indices >= columns))
     if outside.any():
         at = _first(outside)
@@ -151,7 +151,8 @@ def _read(indices: Tensor, counts: Tensor, columns: int) -> Tensor:
             f"names block {int(indices[at])}, there are {columns} blocks of keys",
             "blocks of keys count from 0; entries that stand for none belong behind the end of a list",
         )
-    found = torch.zeros(*indices.shape[:3], columns + 1, dtype=torch.int8)
+    shape = (*indices.shape[:3], columns + 1)
+    found = torch.zeros(shape, dtype=torch.int8, device=indices.device)
     found = found.scatter_(3, torch.where(named, indices, columns), 1)[..., :columns].contiguous()
     repeated = found.sum(-1) != counts
     if repeated.any():
@@ -186,7 +187,8 @@ def _fake_table(
 
 
 LIBRARY.define("block_table(Tensor indices, Tensor counts, int[] block, SymInt[] sizes) -> Tensor")
-LIBRARY.impl("block_table", _table, "CPU")
+for _device in ("CPU", "CUDA"):
+    LIBRARY.impl("block_table", _table, _device)
 torch.library.register_fake("attncompiler::block_table", _fake_table, lib=LIBRARY)
 
 

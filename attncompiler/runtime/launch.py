@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -22,13 +23,22 @@ from attncompiler.runtime.library import Layout, Library
 from attncompiler.runtime.signature import KernelSet, real_of
 from attncompiler.runtime.tile_tables import Sizes, TileTables, readable
 
-# What torch would dispatch on for ordinary CPU tensors, with and without autograd's bookkeeping. Everything that a
-# kernel must not read as plain memory (other devices and layouts, negated views, fake tensors, subclasses with
-# their own dispatch, transforms) has more or other keys.
-_ordinary = torch.empty(0)
-with torch.inference_mode():
-    _inference = torch.empty(0)
-_PLAIN_KEYS = frozenset(torch._C._dispatch_keys(x).raw_repr() for x in (_ordinary, _inference))
+
+
+def _plain_keys(device: str) -> frozenset[int]:
+    """What torch would dispatch on for ordinary tensors of a device, with and without autograd's bookkeeping.
+
+    Everything that a kernel must not read as plain memory (other devices and layouts, negated views, fake tensors,
+    subclasses with their own dispatch, transforms) has more or other keys.
+    """
+    ordinary = torch.empty(0, device=device)
+    with torch.inference_mode():
+        inference = torch.empty(0, device=device)
+    return frozenset(torch._C._dispatch_keys(x).raw_repr() for x in (ordinary, inference))
+
+
+_CPU_KEYS = _plain_keys("cpu")
+_cuda_keys = cache(partial(_plain_keys, "cuda"))
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 # Calls with lengths that never return (decoding) must not fill the memory.
 _MOST_SITES = 256
@@ -38,10 +48,11 @@ def is_plain(tensors: Sequence[object]) -> bool:
     """Whether a kernel may run on these tensors right here: nothing records, traces or transforms the call."""
     recording = torch.is_grad_enabled()
     keys = torch._C._dispatch_keys
+    plain = _cuda_keys() if getattr(tensors[0], "is_cuda", False) else _CPU_KEYS
     for x in tensors:
         if (
             type(x) not in _PLAIN_TYPES
-            or keys(x).raw_repr() not in _PLAIN_KEYS  # type: ignore[arg-type]
+            or keys(x).raw_repr() not in plain  # type: ignore[arg-type]
             or (recording and x.requires_grad)  # type: ignore[attr-defined]
         ):
             return False
@@ -208,7 +219,7 @@ class Launcher:
     ) -> Site:
         check_inputs(q, k, v, q_start)
         types = check_tensors(
-            self.kernels.name, self.kernels.signature.tensors, captured, sizes_of(q, v)
+            self.kernels.name, self.kernels.signature.tensors, captured, sizes_of(q, v), q.device
         )
         dims = q.shape[3], v.shape[3]
         library = self.kernels.forward((ELEMENT_TYPES[q.dtype], *dims), types)

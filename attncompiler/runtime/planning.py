@@ -45,7 +45,7 @@ def map_tiles(
         tensors = {**tensors, name: order.to(torch.int32)}
     given = [tensors.get(t.name) for t in plan.tensors]
     sizes = {"B": batch, "H": heads, "G": groups, "M": lengths[0], "N": lengths[1], "Dv": 1}
-    types = check_tensors(kernels.name, plan.tensors, given, sizes)
+    types = check_tensors(kernels.name, plan.tensors, given, sizes, torch.device("cpu"))
     names = [t.name for t in plan.tensors]
     tables = kernels.planner("float32", dict(zip(names, types, strict=True)))
     read = {n: readable(x) for n, x in tensors.items() if n in names}

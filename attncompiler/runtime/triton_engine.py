@@ -247,8 +247,8 @@ class TritonEngine:
         self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor], q_start: int
     ) -> Site:
         key: tuple[object, ...] = (
-            *(q.device, q.shape, q.stride(), q.dtype, k.shape, k.stride(), k.dtype),
-            *(v.shape, v.stride(), v.dtype),
+            *(q.device, q.shape, q.stride(), q.dtype, k.device, k.shape, k.stride(), k.dtype),
+            *(v.device, v.shape, v.stride(), v.dtype),
         )
         for x in captured:
             key += (x.shape, x.stride(), x.dtype, x.device)

@@ -29,7 +29,7 @@ from attncompiler.runtime.call_checks import (
     check_inputs,
 )
 from attncompiler.runtime.dispatch import Dispatch, autocast
-from attncompiler.runtime.engines import Engines
+from attncompiler.runtime.engines import CHOICE, Engines
 from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.kernels import BuiltKernel, Kernels
 from attncompiler.runtime.module import AttentionModule
@@ -148,7 +148,11 @@ class Operator:
             scale = self._default_scale
         if self._arrangement is not None:
             q, k, v, captured = self._arrangement.inputs(q, k, v, captured, q_start)
-        if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
+        if (
+            isinstance(q, Tensor)
+            and q.device.type in CHOICE
+            and torch.is_autocast_enabled(q.device.type)
+        ):
             q, k, v = autocast(q), autocast(k), autocast(v)
         run = self
         if sparsity is not None:

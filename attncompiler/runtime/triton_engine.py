@@ -99,7 +99,7 @@ class TritonEngine:
                 value = out.new_empty(site.shape, dtype=torch.float32)
 
         def launch(tried: Sequence[Tiling]) -> None:
-            tiling = for_pointers(tried[0], k, v)
+            tiling = for_pointers(tried[0], q, k, v)
             with refusals("forward"):
                 run_forward(
                     site.module,
@@ -148,7 +148,8 @@ class TritonEngine:
 
         def launch(tried: Sequence[Tiling]) -> Gradients:
             by_rows, by_columns = tried
-            rows, columns = for_pointers(by_rows, k, v), for_pointers(by_columns, q, gradient)
+            rows = for_pointers(by_rows, q, k, v, gradient)
+            columns = for_pointers(by_columns, q, k, v, gradient)
             lists: tuple[TileLists | None, TileLists | None] = (None, None)
             if planner is not None:
                 numbers = {argument: params[name] for name, argument in signature.params}

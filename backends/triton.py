@@ -1,4 +1,4 @@
-"""Prints a Kernel or a Backward as one self-contained file of Triton kernels: fills the templates of ``templates/triton``.
+"""Prints a Kernel or a Backward as one file of Triton kernels: fills the templates of ``templates/triton``.
 
 A file holds for every element type, head_dim and tile size: those are compile-time constants of its kernels.
 """
@@ -11,8 +11,9 @@ from functools import cache
 
 import jinja2
 
-from attncompiler.backends.triton_backward import BackwardPrinter, folded
+from attncompiler.backends.triton_backward import BackwardPrinter
 from attncompiler.backends.triton_backward_context import BackwardContext
+from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.backends.triton_context import ForwardContext
 from attncompiler.backends.triton_forward import ForwardPrinter
 from attncompiler.backends.triton_math import math_for

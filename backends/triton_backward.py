@@ -7,8 +7,7 @@ the queries of a block of keys, with the statistics that the first one left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.triton_backward_context import (
@@ -19,29 +18,36 @@ from attncompiler.backends.triton_backward_context import (
     SumText,
     WalkText,
 )
+from attncompiler.backends.triton_backward_parts import (
+    Elements,
+    arguments_of,
+    is_stored,
+    vanishes,
+)
 from attncompiler.backends.triton_context import IDENTITIES, ReductionText
 from attncompiler.backends.triton_expr import NONE, Axes, Named, Text, TritonPrinter
 from attncompiler.backends.triton_forward import BLOCK_NAMES, grows
-from attncompiler.backends.triton_loops import FEATURE, KEY, ROW, LoopPrinter, ScanText, needed, reads
+from attncompiler.backends.triton_loops import (
+    FEATURE,
+    KEY,
+    ROW,
+    LoopPrinter,
+    ScanText,
+    needed,
+    reads,
+)
 from attncompiler.ir.backward import Backward, BackwardPass, Scatter
 from attncompiler.ir.expr import (
     Dot,
     Expr,
-    Index,
     OutGrad,
     Score,
-    Stat,
     Value,
     WeightGrad,
-    axes_of,
     walk,
 )
-from attncompiler.ir.passes.lower import ROW as ROW_INDEX
 from attncompiler.ir.passes.lower import flatten_loads
-from attncompiler.ir.passes.row_exponents import fold_row_factors
-from attncompiler.ir.signs import nonnegative_stats
 from attncompiler.ir.tile_runs import tile_runs
-from attncompiler.ir.vanishing import IDENTITY_LIMITS, at_minus_infinity
 
 PAIR: Axes = ROW | KEY
 # Which points of fewer axes than those of their loop there are.
@@ -66,9 +72,7 @@ class BackwardPrinter(LoopPrinter):
         self.backward = backward
         self._dtypes = dtypes
         self._plain = False
-        self._stored = {
-            t.name for t in backward.grads if is_stored(backward, t.name)
-        }
+        self._stored = {t.name for t in backward.grads if is_stored(backward, t.name)}
 
     def _leaf(self, printer: TritonPrinter, expr: Expr) -> Text:
         return super()._leaf(printer, Dot() if isinstance(expr, Score) and self._plain else expr)
@@ -126,6 +130,7 @@ class BackwardPrinter(LoopPrinter):
             column_runs=None
             if column_runs is None or not masked
             else self.runs(column_runs.mapped(lambda e: flatten_loads(e, declared))),
+            finds_extrema=any(u.op != "sum" for p in backward.passes for u in p.sums),
             dot_scale=gradient.dot_scale,
         )
 
@@ -184,7 +189,9 @@ class BackwardPrinter(LoopPrinter):
                 code = f"tl.sum({code}, {order.index(axis)})"
             holds = _EXISTS[kept]
         at = self.spread(offset, kept) if kept else offset.code
-        return ScatterText(tensor_name(s.tensor), at, code, holds, len(kept), s.tensor in self._stored)
+        return ScatterText(
+            tensor_name(s.tensor), at, code, holds, len(kept), s.tensor in self._stored
+        )
 
     # -- walks -------------------------------------------------------------------------------------------------
 
@@ -211,9 +218,7 @@ class BackwardPrinter(LoopPrinter):
             for u in walk_.sums
         ]
         scatters = [self.scatter(s, where, printer) for s in walk_.pair_grads]
-        dot_grad = (
-            None if walk_.dot_grad is None else self.spread(printer(walk_.dot_grad), PAIR)
-        )
+        dot_grad = None if walk_.dot_grad is None else self.spread(printer(walk_.dot_grad), PAIR)
         codes = [*text.codes, *(n.code for n in keys), dot_grad or ""]
         codes += [s.body for s in sums] + [c for s in scatters for c in (s.offset, s.value)]
         state = [(s.name, s.identity) for s in sums]
@@ -229,7 +234,7 @@ class BackwardPrinter(LoopPrinter):
             keys=keys,
             uses_keys=any("i_k" in c for c in codes),
             masked=walk_.mask is not None,
-            masks_score=_vanishes(walk_, weighs=False),
+            masks_score=vanishes(walk_, weighs=False),
             needs_scores=text.dots or dot_grad is not None,
             needs_weight_grad=text.weight_grads,
             lets=text.lets,
@@ -244,7 +249,7 @@ class BackwardPrinter(LoopPrinter):
             key_sums=[],
             passed=reads(
                 [*self._names(), *outer, *(n.name for n in rows), *known, *self._gradient_names()],
-                [*codes, *_arguments_of(scatters)],
+                [*codes, *arguments_of(scatters)],
             ),
             state=state,
         )
@@ -254,7 +259,8 @@ class BackwardPrinter(LoopPrinter):
         walk_ = self.backward.passes[-1]
         rows = self.define(walk_.rows)
         keys = self.define(walk_.keys)
-        assert walk_.weight is not None and walk_.dot_grad is not None
+        assert walk_.weight is not None
+        assert walk_.dot_grad is not None
         bodies = [s.value for s in walk_.key_grads]
         text = self._elements(walk_, [*bodies, walk_.weight, walk_.dot_grad])
         printer = text.printer
@@ -271,7 +277,12 @@ class BackwardPrinter(LoopPrinter):
             where = "key_exists" if offset.axes else "True"
             key_sums.append(
                 ScatterText(
-                    tensor_name(s.tensor), offset.code, total, where, len(offset.axes), s.tensor in self._stored
+                    tensor_name(s.tensor),
+                    offset.code,
+                    total,
+                    where,
+                    len(offset.axes),
+                    s.tensor in self._stored,
                 )
             )
         codes = [*text.codes, weight, dot_grad, *(s.body for s in sums)]
@@ -290,7 +301,7 @@ class BackwardPrinter(LoopPrinter):
             keys=keys,
             uses_keys=True,
             masked=walk_.mask is not None,
-            masks_score=_vanishes(walk_, weighs=True),
+            masks_score=vanishes(walk_, weighs=True),
             needs_scores=True,
             needs_weight_grad=text.weight_grads,
             lets=text.lets,
@@ -321,7 +332,7 @@ class BackwardPrinter(LoopPrinter):
         code = f"tl.load(from_{name} + row_0 + row)"
         return {"f": code, "m": f"({code} != 0)"}.get(lane, f"{code}.to(tl.int64)")
 
-    def _elements(self, walk_: BackwardPass, bodies: list[Expr]) -> _Elements:
+    def _elements(self, walk_: BackwardPass, bodies: list[Expr]) -> Elements:
         self._plain = walk_.score is Dot()
         self.nonpositive = walk_.nonpositive
         read = set(walk(*bodies))
@@ -340,7 +351,7 @@ class BackwardPrinter(LoopPrinter):
         read |= set(walk(*masks))
         codes = [n.code for n in (*lets, *mask_lets, *elements)] + [mask or "", score or ""]
         dots = Dot() in read or (self._plain and Score() in read)
-        return _Elements(
+        return Elements(
             printer, lets, mask_lets, mask, score, elements, codes, dots, WeightGrad() in read
         )
 
@@ -371,68 +382,3 @@ class BackwardPrinter(LoopPrinter):
         for walk_ in backward.passes:
             names += [name for name, _ in walk_.stats] + [u.name for u in walk_.sums]
         return list(dict.fromkeys(names))
-
-
-def folded(backward: Backward) -> Backward:
-    """The backward with the factors of its rows in its exponents."""
-    positive = nonnegative_stats(backward.gradient.program.reductions)
-    passes = tuple(fold_row_factors(p, positive) for p in backward.passes)
-    return replace(backward, passes=passes)
-
-
-def _vanishes(walk_: BackwardPass, *, weighs: bool) -> bool:
-    """Whether nothing is left of a pair whose score is minus infinity; ``weighs``: in a walk over queries."""
-    terms: list[tuple[Expr, str]] = []
-    if weighs:
-        terms += [(s.value, "sum") for s in walk_.key_grads]
-        terms += [(walk_.weight, "sum")] if walk_.weight is not None else []
-    else:
-        terms += [(u.body, u.op) for u in walk_.sums]
-    terms += [(walk_.dot_grad, "sum")] if walk_.dot_grad is not None else []
-    return all(at_minus_infinity(body) == IDENTITY_LIMITS[op] for body, op in terms)
-
-
-class _Elements:
-    """What the elements of a walk are computed from, printed."""
-
-    def __init__(
-        self,
-        printer: TritonPrinter,
-        lets: list[Named],
-        mask_lets: list[Named],
-        mask: str | None,
-        score: str | None,
-        elements: list[Named],
-        codes: list[str],
-        dots: bool,
-        weight_grads: bool,
-    ) -> None:
-        self.printer, self.lets, self.mask_lets, self.mask = printer, lets, mask_lets, mask
-        self.score, self.elements, self.codes = score, elements, codes
-        self.dots, self.weight_grads = dots, weight_grads
-
-
-def _arguments_of(scatters: Iterable[ScatterText]) -> list[str]:
-    return [f"{s.name}_stored {s.name}_fixed {s.name}_largest {s.name}_factors" for s in scatters]
-
-
-def is_stored(backward: Backward, tensor: str) -> bool:
-    """Whether each element of a tensor's gradient receives one number: all positions index axes of their own."""
-    found = [t for t in backward.gradient.tensors if t.tensor == tensor]
-    if len(found) != 1:
-        return False
-    (only,) = found
-    loops: dict[str, tuple[Expr, ...]] = {
-        "element": (Index("b"), Index("h"), ROW_INDEX, Index("d")),
-        "epilogue": (Index("b"), Index("h"), ROW_INDEX),
-        "row": (Index("b"), Index("h"), ROW_INDEX),
-        "pair": (Index("b"), Index("h"), ROW_INDEX, Index("k")),
-        "key": (Index("b"), Index("h"), Index("k")),
-    }
-    declared = {t.name: t.axes for t in backward.grads}[tensor]
-    names = {Index("b"): "b", Index("h"): "h", ROW_INDEX: "q", Index("k"): "k", Index("d"): "d"}
-    own = [i for i, axis in zip(only.indices, declared, strict=True) if names.get(i) == axis]
-    return all(i in own for i in loops[only.level])
-
-
-__all__ = ["BackwardPrinter", "Stat", "axes_of", "is_stored"]

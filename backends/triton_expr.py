@@ -101,9 +101,7 @@ class TritonPrinter:
         self.nonpositive = nonpositive
         self.names: dict[Expr, Text] = {}
 
-    def define(
-        self, roots: Iterable[Expr], prefix: str, later: Iterable[Expr] = ()
-    ) -> list[Named]:
+    def define(self, roots: Iterable[Expr], prefix: str, later: Iterable[Expr] = ()) -> list[Named]:
         """Name the subexpressions that the roots use more than once; later prints refer to the names.
 
         A use in the expressions printed ``later`` counts as well.

@@ -81,7 +81,7 @@ class ForwardPrinter(LoopPrinter):
         keys = self.define(kernel_pass.keys)
         self._plain = kernel_pass.score is Dot()
         self.nonpositive = kernel_pass.nonpositive
-        bodies = [x.body for s in kernel_pass.sweeps for x in s.parts]
+        bodies: list[Expr] = [x.body for s in kernel_pass.sweeps for x in s.parts]
         scored = not self._plain and any(isinstance(n, Score) for n in walk(*bodies))
         masks = [] if kernel_pass.mask is None else [kernel_pass.mask]
         printer = self.printer()
@@ -97,16 +97,15 @@ class ForwardPrinter(LoopPrinter):
         dots = Dot() in used or (self._plain and Score() in set(walk(*bodies)))
         texts = [*(n.code for n in (*keys, *score_lets, *mask_lets)), mask or "", score or ""]
         texts += [n.code for s in sweeps for n in (*s.lanes, *s.elements, *s.factors)]
-        texts += [x.body for s in sweeps for x in (*s.stats, *s.weights)]
+        texts += [s.body for sweep in sweeps for s in sweep.stats]
+        texts += [w.body for sweep in sweeps for w in sweep.weights]
         state = [
             (f"s_{identifier(u.name)}", IDENTITIES[u.op])
             for s in kernel_pass.sweeps
             for u in s.stats
         ]
         state += [(identifier(w.accumulator), "") for w in kernel_pass.weights]
-        before = [
-            f"s_{identifier(s.name)}" for s in self.kernel.plan.stats if s.pass_ < number
-        ]
+        before = [f"s_{identifier(s.name)}" for s in self.kernel.plan.stats if s.pass_ < number]
         return PassText(
             number=number,
             rows=rows,
@@ -117,13 +116,17 @@ class ForwardPrinter(LoopPrinter):
             score=score,
             mask_lets=mask_lets,
             mask=mask,
-            masks_score=all(
-                at_minus_infinity(x.body) == IDENTITY_LIMITS[getattr(x, "op", "sum")]
-                for s in kernel_pass.sweeps
-                for x in s.parts
-            ),
+            masks_score=_vanishes(kernel_pass),
             sweeps=sweeps,
-            passed=reads([*BLOCK_NAMES, *self.arguments(self.kernel.params, self.kernel.tensors), *known, *before], texts),
+            passed=reads(
+                [
+                    *BLOCK_NAMES,
+                    *self.arguments(self.kernel.params, self.kernel.tensors),
+                    *known,
+                    *before,
+                ],
+                texts,
+            ),
             state=state,
         )
 
@@ -193,6 +196,15 @@ class ForwardPrinter(LoopPrinter):
             ],
             output=self.spread(self.printer()(finish.output), wide),
         )
+
+
+def _vanishes(kernel_pass: KernelPass) -> bool:
+    """Whether nothing is left of a pair whose score is minus infinity."""
+    terms = [(u.body, u.op) for s in kernel_pass.sweeps for u in s.stats]
+    weights = [w.body for w in kernel_pass.weights]
+    return all(at_minus_infinity(body) == IDENTITY_LIMITS[op] for body, op in terms) and all(
+        at_minus_infinity(body) == "0" for body in weights
+    )
 
 
 def grows(span: Span) -> bool:

@@ -83,7 +83,9 @@ class RunsText:
     @property
     def names(self) -> list[str]:
         """What a block computes once: the first tile of each span and the one behind it."""
-        return [f"{s.name}_{end}" for s in (*self.allowed, *self.forbidden) for end in ("lo", "end")]
+        return [
+            f"{s.name}_{end}" for s in (*self.allowed, *self.forbidden) for end in ("lo", "end")
+        ]
 
 
 class LoopPrinter:
@@ -93,7 +95,10 @@ class LoopPrinter:
     """
 
     def __init__(
-        self, tensors: Sequence[TensorDecl], dtypes: Sequence[str], order: tuple[str, str] = ("q", "k")
+        self,
+        tensors: Sequence[TensorDecl],
+        dtypes: Sequence[str],
+        order: tuple[str, str] = ("q", "k"),
     ) -> None:
         self.order = order
         self.dtypes = {t.name: dtype for t, dtype in zip(tensors, dtypes, strict=True)}
@@ -217,9 +222,7 @@ class LoopPrinter:
         """Kinds and names of run-time scalars."""
         return [(p.kind, f"p_{identifier(p.name)}") for p in params]
 
-    def arguments(
-        self, params: Iterable[ParamDecl], tensors: Iterable[TensorDecl]
-    ) -> list[str]:
+    def arguments(self, params: Iterable[ParamDecl], tensors: Iterable[TensorDecl]) -> list[str]:
         """The names of all arguments that formulas read."""
         names = [name for _, name in self.params(params)]
         for t in self.tensors(tensors):
@@ -286,4 +289,15 @@ def reads(names: Iterable[str], codes: Iterable[str]) -> list[str]:
     return [n for n in names if n in words]
 
 
-__all__ = ["FEATURE", "KEY", "ROW", "LoopPrinter", "RunsText", "SpanText", "TensorArgument", "bounded", "reads", "walk"]
+__all__ = [
+    "FEATURE",
+    "KEY",
+    "ROW",
+    "LoopPrinter",
+    "RunsText",
+    "SpanText",
+    "TensorArgument",
+    "bounded",
+    "reads",
+    "walk",
+]

@@ -62,5 +62,7 @@ class PlanPrinter(LoopPrinter):
             certain=certain,
             mask_lets=mask_lets,
             mask=mask,
-            passed=reads(["i_h", "i_g", "i_b", "H", "G", *self.arguments(plan.params, plan.tensors)], texts),
+            passed=reads(
+                ["i_h", "i_g", "i_b", "H", "G", *self.arguments(plan.params, plan.tensors)], texts
+            ),
         )

@@ -145,7 +145,7 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
 
 
 def _shared(score: Expr, bodies: list[Expr]) -> int:
-    """How many values of pairs are computed once and used more than once; the score, which has a name, not among them."""
+    """How many values of pairs are computed once and used more often; the score, which has a name, is none of them."""
     roots = [*bodies, *([score] if score is not Dot() and Score() in set(walk(*bodies)) else [])]
     users = Counter(c for n in walk(*roots) for c in set(children(n)))
     users.update(bodies)

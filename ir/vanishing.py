@@ -64,7 +64,8 @@ _FINITE = ("0", "positive", "finite")
 def _call(op: str, args: list[Limit | None]) -> Limit | None:
     match op, args:
         case "neg", [x]:
-            return {"-inf": "inf", "inf": "-inf", "0": "0"}.get(x or "", _only_finite(x))  # type: ignore[return-value]
+            opposite: dict[str, Limit] = {"-inf": "inf", "inf": "-inf", "0": "0"}
+            return opposite.get(x or "", _only_finite(x))
         case "add", [x, y]:
             return _sum(x, y)
         case "sub", [x, y]:
@@ -94,7 +95,7 @@ def _sum(x: Limit | None, y: Limit | None) -> Limit | None:
         return "0" if x == y == "0" else "finite"
     for infinite in ("-inf", "inf"):
         if (x == infinite and y in (*_FINITE, infinite)) or (y == infinite and x in _FINITE):
-            return infinite  # type: ignore[return-value]
+            return infinite
     return None
 
 

@@ -63,7 +63,7 @@ def build(
 
     With --backend triton and --arch, compile every kernel for these GPUs, none of which need be here, in several
     configurations. A table tells what each takes: registers and bytes spilled are those of a thread, shared memory that
-    of a block, blocks/SM how many of them an SM holds; the time is a model's, for 4 x 32 heads of 4096 queries and keys.
+    of a block, blocks/SM how many of them an SM holds; the time is a model's, for 4 x 32 heads of 4096 tokens.
     Of those without spills one is chosen that is about as fast as any by that model. With --out the chosen binaries and
     the table (resources.json) lie in DIR/gpu.
 

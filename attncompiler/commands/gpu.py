@@ -98,7 +98,7 @@ def report(console: Console, name: str, built: GpuBuild, *, paths: bool) -> None
 
 
 def gpu_files(built: GpuBuild) -> dict[str, bytes]:
-    """The files of a package: ``gpu/<arch>/<binary>``, sources, and ``gpu/resources.json`` about all that was compiled."""
+    """The files of a package: ``gpu/<arch>/<binary>``, sources, and ``gpu/resources.json`` about all configurations."""
     files: dict[str, bytes] = {}
     entries = []
     for binary in built.binaries:

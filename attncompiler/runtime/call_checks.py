@@ -47,8 +47,8 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
     """Raise the error that fits when q, k and v are not what attention takes.
 
     q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]``; H is a multiple of G; one floating dtype; on one
-    device, the CPU or a GPU; last axes contiguous; positions below 2**30. Symbolic lengths of a trace stand for numbers that the call of
-    the traced operator checks.
+    device, the CPU or a GPU; last axes contiguous; positions below 2**30. Symbolic lengths of a trace stand for numbers
+    that the call of the traced operator checks.
     """
     named = (("q", q), ("k", k), ("v", v))
     for name, x in named:
@@ -140,7 +140,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def check_storage(name: str, x: object, device: torch.device | None = None) -> None:
-    """Raise unless ``x`` is an ordinary tensor on ``device``, or on any that has kernels; fake tensors of a tracer are."""
+    """Raise unless ``x`` is an ordinary tensor on ``device``, or on any that has kernels; a tracer's fake one is."""
     if not isinstance(x, Tensor):
         raise DtypeError(
             name=name,

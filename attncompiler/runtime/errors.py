@@ -50,7 +50,9 @@ class OldGpuError(AttnCompilerError):
     """A GPU that lacks what the generated kernels need."""
 
     message = "{name} is older than {oldest}, the first GPU architecture with {lacks}"
-    advice = 'move the tensors to the CPU and compile with backend="cpp" (or "auto"), or use a newer GPU'
+    advice = (
+        'move the tensors to the CPU and compile with backend="cpp" (or "auto"), or use a newer GPU'
+    )
 
 
 class NoConfigurationError(AttnCompilerError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.names import identifier, tensor_name
-from attncompiler.backends.triton_backward import folded
+from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.backends.triton_configs import Config, Kind, configs
 from attncompiler.backends.triton_work import (
     Extra,

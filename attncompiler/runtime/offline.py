@@ -122,7 +122,7 @@ def compile_all(
     jobs: int = 1,
     each: Callable[[Built | Failed], None] = lambda _: None,
 ) -> list[Built | Failed]:
-    """``compile_offline`` with a target for every kernel; ``each`` hears of every answer, in the threads that have it."""
+    """``compile_offline`` with a target for every kernel; ``each`` hears of every answer, in the thread that has it."""
     version = _triton_version()
     todo = list(requests)
     results: list[Built | Failed | None] = [None] * len(todo)

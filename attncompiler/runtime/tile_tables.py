@@ -144,6 +144,7 @@ class Content:
         return cls(copy, ref(_owner(x)), memory, x.data_ptr(), version)
 
     def same(self, x: Tensor) -> bool:
+        """Whether a tensor still holds the numbers that it held."""
         if self.copy is not None:
             return torch.equal(self.copy, x)
         return (

@@ -85,7 +85,7 @@ def tilings(
 ) -> Tilings:
     """The choices for a kernel of a call whose checks have been made, the best guess first.
 
-    ``grad`` is the gradient of the output, which backward kernels load in tiles.
+    ``grad`` is the gradient of the output, which the kernels of a backward load in tiles.
     """
     if not q.is_cuda:
         return Tilings([INTERPRETED])
@@ -103,7 +103,8 @@ def tilings_for(
 ) -> Tilings:
     """``tilings`` on a device of one target."""
     found = configs(kind, target, ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3], extra)
-    descriptors = describable(q, k, v, q if grad is None else grad) and knows_descriptors()
+    loaded = (q, k, v) if grad is None else (q, k, v, grad)
+    descriptors = describable(*loaded) and knows_descriptors()
     return Tilings(list(dict.fromkeys(_fitted(c, q.shape[2], descriptors) for c in found)))
 
 

@@ -52,8 +52,8 @@ class GradientSignature:
 class BackwardSignature:
     """What a backward takes: numbers, tensors, saved statistics and gradients of kept ones, tensors to give gradients.
 
-    ``saved`` and ``kept`` pair the name of the call with that of the kernel's argument. ``handed`` are the values of rows
-    that the first kernel leaves for the second.
+    ``saved`` and ``kept`` pair the name of the call with that of the kernel's argument. ``handed`` are the values of
+    rows that the first kernel leaves for the second.
     """
 
     params: tuple[tuple[str, str], ...]
@@ -64,6 +64,7 @@ class BackwardSignature:
     handed: tuple[str, ...]
     reads_value: bool
     own_go: bool
+    finds_extrema: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,8 @@ def run_backward(
         "HEAD_WIDTH": width_of(head_dim), "VALUE_WIDTH": width_of(value_dim),
         "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
         "LONG": is_long((q, k, v, out_grad, *captured)),
+        # Fused multiply-adds would round the same formula differently in each kernel.
+        "enable_fp_fusion": not signature.finds_extrema,
     }  # fmt: skip
     by_rows: dict[str, Any] = {
         **shared,

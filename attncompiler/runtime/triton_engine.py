@@ -1,4 +1,4 @@
-"""Runs Triton kernels on the tensors of a call: checks it once for each set of shapes, allocates, plans and launches."""
+"""Runs Triton kernels on the tensors of a call: checks each set of shapes once, allocates, plans and launches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.names import tensor_name
-from attncompiler.backends.triton_backward import folded
+from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.backends.triton_configs import Kind
 from attncompiler.backends.triton_work import backward_extra, forward_extra
 from attncompiler.runtime.backward_plan import Gradients
@@ -148,8 +148,7 @@ class TritonEngine:
 
         def launch(tried: Sequence[Tiling]) -> Gradients:
             by_rows, by_columns = tried
-            rows = for_pointers(by_rows, q, k, v, gradient)
-            columns = for_pointers(by_columns, q, k, v, gradient)
+            rows, columns = (for_pointers(t, q, k, v, gradient) for t in (by_rows, by_columns))
             lists: tuple[TileLists | None, TileLists | None] = (None, None)
             if planner is not None:
                 numbers = {argument: params[name] for name, argument in signature.params}
@@ -234,7 +233,7 @@ class TritonEngine:
     ) -> TileLists | None:
         if site.planner is None:
             return None
-        kernel, signature = self.kernels.kernel, self.sources.signature
+        signature = self.sources.signature
         return site.planner.lists(
             q.device,
             site.sizes,

@@ -33,7 +33,8 @@ class Tiling:
 class Signature:
     """What a forward kernel takes beside q, k, v: numbers, tensors with their ranks, statistics that it can give.
 
-    Numbers have the variant's name and that of the argument. ``masked``: not every pair is allowed. ``runs``: the kernel finds the tiles of its walks by itself.
+    Numbers have the variant's name and that of the argument. ``masked``: not every pair is allowed. ``runs``: kernels
+    find the tiles of their walks by themselves.
     """
 
     params: tuple[tuple[str, str], ...]

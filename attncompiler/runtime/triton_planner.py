@@ -1,4 +1,4 @@
-"""Lists the full and partial tiles of a mask for Triton kernels, and keeps the lists while nothing they hang on changes.
+"""Lists the full and partial tiles of a mask for Triton kernels, and keeps the lists while they hold.
 
 Content of tensors on a GPU is not compared: that would wait for it. A tensor counts as changed when it is another piece
 of memory or torch has noted a change in place; while a CUDA graph is captured nothing is taken from earlier, so that
@@ -21,8 +21,10 @@ from attncompiler.runtime.triton_launch import (
     TileLists,
     captured_arguments,
     is_long,
-    numbers as number_arguments,
     on_device,
+)
+from attncompiler.runtime.triton_launch import (
+    numbers as number_arguments,
 )
 
 _MOST_TABLES = 8
@@ -90,7 +92,9 @@ class Planner:
         sign = self.signature
         batches = sizes.batch if sign.by_batch else 1
         heads = sizes.heads if sign.by_head else 1
-        rows, columns = (-(-n // b) for n, b in zip((sizes.queries, sizes.keys), block, strict=True))
+        rows, columns = (
+            -(-n // b) for n, b in zip((sizes.queries, sizes.keys), block, strict=True)
+        )
         if transposed:
             rows, columns = columns, rows
         lists = torch.empty(

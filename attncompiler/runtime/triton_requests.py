@@ -26,8 +26,8 @@ _INPUTS = frozenset(
 class Call:
     """What a kernel is compiled for: the type of q, k and v, head dimensions, types of captured tensors by argument.
 
-    ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` as in ``triton_launch.widened``, ``trains`` whether a forward
-    keeps what a backward reads.
+    ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` is that of
+    ``triton_launch.widened``, ``trains`` says whether a forward keeps what a backward reads.
     """
 
     dtype: str
@@ -71,7 +71,13 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
             if kind.startswith("*") or (name.startswith("stride_") and whole):
                 aligned.add(name)
     return KernelRequest(
-        source, kernel, signature, constants, frozenset(aligned), config.num_warps, config.num_stages
+        source,
+        kernel,
+        signature,
+        constants,
+        frozenset(aligned),
+        config.num_warps,
+        config.num_stages,
     )
 
 

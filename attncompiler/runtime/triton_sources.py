@@ -11,7 +11,8 @@ from types import ModuleType
 
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.triton import render, render_backward, render_plan
-from attncompiler.backends.triton_backward import BackwardPrinter, folded
+from attncompiler.backends.triton_backward import BackwardPrinter
+from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.frontend import definition_of
 from attncompiler.ir.expr import Call, Const, kind_of, walk
 from attncompiler.ir.program import ParamDecl, TensorDecl
@@ -89,7 +90,9 @@ class TritonSources:
         """What the backward for the tensors in ``wanted`` takes."""
         loops = self.kernels.loops(wanted)
         gradient = loops.gradient
-        printed = BackwardPrinter(folded(loops), ["float32"] * len(loops.tensors)).context("", "", "")
+        printed = BackwardPrinter(folded(loops), ["float32"] * len(loops.tensors)).context(
+            "", "", ""
+        )
         late = {s.name for s in printed.columns.key_sums}
         return BackwardSignature(
             params=_params(loops.params),
@@ -106,6 +109,7 @@ class TritonSources:
             handed=tuple(x.name for x in printed.handed),
             reads_value=printed.start.reads_value,
             own_go=printed.own_go,
+            finds_extrema=printed.finds_extrema,
         )
 
     def forward(self, dtypes: tuple[str, ...]) -> ModuleType:
@@ -148,7 +152,8 @@ def import_source(path: Path) -> ModuleType:
     if is_interpreting():
         repair()
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[name] = module

@@ -104,7 +104,7 @@ def build_gpu(
 def choose(
     results: Iterable[tuple[Config, Built | Failed]], kernel: GpuKernel
 ) -> tuple[ResourceRow, ...]:
-    """A line for each configuration; of those without problems the first one is chosen that is predicted about fastest."""
+    """A line for each configuration; of those without problems the first that is predicted about fastest is chosen."""
     rows = [_predicted(ResourceRow(config, result), kernel) for config, result in results]
     times = [
         math.inf if row.problems or row.prediction is None else row.prediction.seconds

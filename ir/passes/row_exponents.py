@@ -20,7 +20,7 @@ _LOGARITHMS = {"exp": "log", "exp2": "log2"}
 
 def fold_row_factors(walk_: BackwardPass, positive: frozenset[str]) -> BackwardPass:
     """The walk with its row factors in its exponents; ``positive`` names the statistics that are never negative."""
-    values = {let.local: let.expr for let in walk_.rows}
+    values: dict[Expr, Expr] = {let.local: let.expr for let in walk_.rows}
     made: dict[Expr, Let] = {}
     # Exponentials that were at most 1 before they became a share of their sum.
     shares: set[Expr] = set()
@@ -46,9 +46,9 @@ def fold_row_factors(walk_: BackwardPass, positive: frozenset[str]) -> BackwardP
                 for exponential, factor in ((x, y), (y, x)):
                     total = divisor(factor)
                     match exponential:
-                        case Call("exp" | "exp2" as op, (Call("sub", (score, Local() as top)),)) if (
-                            total is not None and alone(exponential) and top in values
-                        ):
+                        case Call(
+                            "exp" | "exp2" as op, (Call("sub", (score, Local() as top)),)
+                        ) if total is not None and alone(exponential) and top in values:
                             logarithm = Call(_LOGARITHMS[op], (total,))
                             shift = local(Call("add", (values[top], logarithm)))
                             folded = Call(op, (Call("sub", (score, shift)),))

@@ -110,7 +110,7 @@ def loop_of_full_tiles(text: str) -> list[str]:
         lines
         for name, lines in blocks.items()
         if any("wgmma.mma_async" in x for x in lines)
-        and any(f"bra" in x and name in x for x in lines)
+        and any("bra" in x and name in x for x in lines)
     ]
     assert loops
     return min(loops, key=lambda lines: sum("setp" in x for x in lines))
@@ -132,7 +132,6 @@ def test_an_element_of_a_softmax_is_one_multiply_add_and_one_exponential() -> No
 
     rows = 2  # of a thread, each with a factor that rescales what was summed
     assert count("ex2.approx") == pairs + rows
-    fused = count("fma.rn") + count("sub")
     assert pairs <= count("fma.rn") <= pairs + 2 * rows, opcodes
     assert count("mul") <= accumulated + 4 * rows, opcodes
 

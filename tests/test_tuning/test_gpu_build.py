@@ -1,4 +1,4 @@
-"""Choosing among compiled configurations: what is dropped, what is about as fast, and what is said when none is left."""
+"""Choosing among compiled configurations: what is dropped, what is about as fast, what is said when none is left."""
 
 from __future__ import annotations
 

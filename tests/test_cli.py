@@ -204,7 +204,7 @@ def test_explain_tells_the_passes(variant: Path, capsys: pytest.CaptureFixture[s
     assert run("explain", variant) == 0
     shown = capsys.readouterr().out
     assert "pass" in shown
-    assert "10. The tile map\n   512 queries and 512 keys in tiles of 64x64" in shown
+    assert "11. The tile map\n   512 queries and 512 keys in tiles of 64x64" in shown
     assert "No tiling can be more than 2.00x faster than dense; 64x64 tiles reach 1.78x." in shown
 
 
@@ -268,7 +268,7 @@ def test_explain_goes_on_where_the_usual_lengths_do_not_suit(
     assert run("explain", path) == 0
     shown = capsys.readouterr().out
     assert (
-        "10. The tile map\n   None at the usual lengths.\n   index 100 of tensor 'table'" in shown
+        "11. The tile map\n   None at the usual lengths.\n   index 100 of tensor 'table'" in shown
     )
     assert "sample_lengths = (queries, keys)" in shown
     assert run("explain", path, "--lengths", 101) == 1

@@ -23,19 +23,19 @@ _KIB = 1024
 _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
     "wgmma": (175, 175, 175),
     "tcgen05": (145, 143, 165),
-    "mma": (145, 122, 122),
+    "mma": (130, 122, 150),
     "mfma": (350, 350, 350),
     "mfma_float32": (350, 350, 350),
     "fma": (255, 255, 255),
 }
-# What a value of a vector across a tile takes, those that are computed with it counted in.
-_USED: dict[Family, float] = {
-    "wgmma": 1.5,
-    "tcgen05": 0.65,
-    "mma": 1.5,
-    "mfma": 0.0,
-    "mfma_float32": 0.0,
-    "fma": 0.0,
+# What a value of a vector across a tile takes, those that are computed with it counted in, for the same kernels.
+_USED: dict[Family, tuple[float, float, float]] = {
+    "wgmma": (1.5, 1.5, 1.5),
+    "tcgen05": (0.65, 0.65, 1.0),
+    "mma": (1.5, 1.5, 1.5),
+    "mfma": (0.0, 0.0, 8.0),
+    "mfma_float32": (0.0, 0.0, 8.0),
+    "fma": (0.0, 0.0, 0.0),
 }
 # Loads by pointer take more than descriptors.
 _POINTER_REGISTERS = 30
@@ -128,6 +128,8 @@ def shared_estimate(
         tile = max(owned, 128 if family == "tcgen05" else 0) * max(walked, 64)
         scores = {"forward": 0, "rows": 1, "columns": 2}[kind] * tile
         elements = resident + stages * streamed + scores
+        # Of the weights that are multiplied from tensor memory a part goes through shared memory.
+        elements += n * d // 2 if family == "tcgen05" and kind == "forward" else 0
     else:
         # Without a pipeline, tiles that are multiplied twice lie in memory in two orders.
         twice = stages == 1 and family == "mma" and kind != "forward"
@@ -163,12 +165,14 @@ def _tile_registers(
             share, threads = 1 / 4, min(threads, 2 * owned)
         case "tcgen05":
             share = 1 / 4 if owned <= 64 else 128 / threads
+        case "mma" if kind == "columns":
+            share = 1 / 16
         case "mma":
-            share = 1 / 16 if kind == "columns" else 1 / 8
+            share = 1 / 4 if owned >= 16 * config.num_warps else 1 / 8
         case _:
-            share = 0.0
+            share = 1 / 4
     tile = m * n / threads
-    used = 1.0 if family == "tcgen05" and kind == "columns" else _USED[family]
+    used = _USED[family][_KINDS.index(kind)]
     taken = used * extra.across * walked * share
     taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
     taken += 0.5 * extra.tiles * tile

@@ -66,17 +66,11 @@ def configs(
     before padding, 1 to 512; ``extra`` is what the kernel keeps beside a plain softmax's tiles.
     """
     family = _family(target, dtype)
-    side = max(padded_dim(head_dim), padded_dim(value_dim))
-    table = {"forward": FORWARD, "rows": ROWS, "columns": COLUMNS}[kind][family]
-    seeds = table[min(limit for limit in table if limit >= min(side, 512))]
-    # The accelerator wants rows whose bytes 16 divides.
-    whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
-    descriptors = target.descriptors and whole and family != "fma"
-    found = [Config(*seed, descriptors) for seed in seeds]
+    found = _seeds(kind, target, dtype, head_dim, value_dim)
 
     def fits(config: Config) -> bool:
         shared = shared_estimate(kind, config, target, dtype, head_dim, value_dim)
-        pointers = target.descriptors and not descriptors
+        pointers = target.descriptors and not config.descriptors
         room = _TILE_REGISTERS[family][_KINDS.index(kind)] - (_POINTER_REGISTERS if pointers else 0)
         tiles = _tile_registers(kind, config, target, (head_dim, value_dim), extra, family)
         return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
@@ -85,6 +79,19 @@ def configs(
     if shared_estimate(kind, last, target, dtype, head_dim, value_dim) > target.shared_per_block:
         last = _halved(kind, last)
     return (*(config for config in found[:-1] if fits(config)), last)
+
+
+def candidates(
+    kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int, extra: Extra = PLAIN
+) -> tuple[Config, ...]:
+    """``configs``, then those that only the estimate of registers rules out: for who compiles them and looks."""
+    sure = configs(kind, target, dtype, head_dim, value_dim, extra)
+    others = (
+        c
+        for c in _seeds(kind, target, dtype, head_dim, value_dim)
+        if shared_estimate(kind, c, target, dtype, head_dim, value_dim) <= target.shared_per_block
+    )
+    return tuple(dict.fromkeys((*sure, *others)))
 
 
 def forward_configs(
@@ -138,6 +145,18 @@ def shared_estimate(
         own_rows = family == "mma" and kind == "forward" and m >= 128
         elements += 0 if own_rows else (4 if kind == "columns" else 1) * m * n
     return _ELEMENT_BYTES[dtype] * elements + _KIB
+
+
+def _seeds(kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int) -> list[Config]:
+    """The list of a family and a head dimension, whether or not a configuration fits."""
+    family = _family(target, dtype)
+    side = max(padded_dim(head_dim), padded_dim(value_dim))
+    table = {"forward": FORWARD, "rows": ROWS, "columns": COLUMNS}[kind][family]
+    seeds = table[min(limit for limit in table if limit >= min(side, 512))]
+    # The accelerator wants rows whose bytes 16 divides.
+    whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
+    descriptors = target.descriptors and whole and family != "fma"
+    return [Config(*seed, descriptors) for seed in seeds]
 
 
 def _halved(kind: Kind, config: Config) -> Config:

@@ -274,3 +274,19 @@ def test_unread_tiles_are_not_touched(backward: bool) -> None:
 
 def test_nothing_is_compiled_here() -> None:
     assert not isinstance(triton.language.sum, triton.JITFunction)
+
+
+@pytest.mark.parametrize("w", [2**63 - 1, -(2**63), 2**31, 2**40])
+def test_numbers_that_closed_forms_cannot_add_to(w: int) -> None:
+    """What runs are found by is a sum with the window, which might overflow: lists are planned then."""
+    op, dense = operator("window"), compile_variant(operator("window").variant, backend="dense")
+    use_tiles(op, 16, 32)
+    results = []
+    for run in (op, dense):
+        torch.manual_seed(1)
+        q, k, v = (torch.randn(1, 1, n, 16, requires_grad=True) for n in (20, 40, 40))
+        out = run(q, k, v, q_start=5, w=w)
+        grads = torch.autograd.grad(out.sum(), (q, k, v)) if w > 0 else ()
+        results.append((out, *grads))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-4, atol=1e-5)

@@ -22,8 +22,8 @@ _KIB = 1024
 # the numbers were read off generated kernels (tests/test_backends/test_generated_resources.py compiles them).
 _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
     "wgmma": (175, 175, 175),
-    "tcgen05": (170, 142, 170),
-    "mma": (122, 122, 122),
+    "tcgen05": (145, 143, 165),
+    "mma": (145, 122, 122),
     "mfma": (350, 350, 350),
     "mfma_float32": (350, 350, 350),
     "fma": (255, 255, 255),
@@ -162,14 +162,15 @@ def _tile_registers(
             # A warp has 16 rows of the tile; those that are too many repeat what others do.
             share, threads = 1 / 4, min(threads, 2 * owned)
         case "tcgen05":
-            share = min(owned, 128) / threads
+            share = 1 / 4 if owned <= 64 else 128 / threads
         case "mma":
             share = 1 / 16 if kind == "columns" else 1 / 8
         case _:
             share = 0.0
     tile = m * n / threads
     used = 1.0 if family == "tcgen05" and kind == "columns" else _USED[family]
-    taken = used * extra.across * walked * share + 8 * max(config.num_stages - 2, 0)
+    taken = used * extra.across * walked * share
+    taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
     taken += 0.5 * extra.tiles * tile
     if kind == "forward":
         return m * extra.accumulators * v / threads + 1.5 * tile + taken

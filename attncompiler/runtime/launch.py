@@ -24,7 +24,6 @@ from attncompiler.runtime.signature import KernelSet, real_of
 from attncompiler.runtime.tile_tables import Sizes, TileTables, readable
 
 
-
 def _plain_keys(device: str) -> frozenset[int]:
     """What torch would dispatch on for ordinary tensors of a device, with and without autograd's bookkeeping.
 

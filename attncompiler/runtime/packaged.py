@@ -110,6 +110,7 @@ class PackagedEngines:
     """
 
     backend = "auto"
+    deterministic = True
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         module = importlib.import_module(f"{__package__}.packaged_{manifest['backend']}")

@@ -89,7 +89,19 @@ def tilings(
     """
     if not q.is_cuda:
         return Tilings([INTERPRETED])
-    target = choice_of(q.device).target
+    return tilings_for(choice_of(q.device).target, kind, q, k, v, extra, grad)
+
+
+def tilings_for(
+    target: Target,
+    kind: Kind,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extra: Extra,
+    grad: Tensor | None = None,
+) -> Tilings:
+    """``tilings`` on a device of one target."""
     found = configs(kind, target, ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3], extra)
     loaded = (q, k, v) if grad is None else (q, k, v, grad)
     descriptors = describable(*loaded) and knows_descriptors()
@@ -110,10 +122,11 @@ def _fitted(config: Config, queries: int, descriptors: bool) -> Tiling:
 
 
 def describable(*tensors: Tensor) -> bool:
-    """Whether the tensor memory accelerator can load tiles: rows and heads begin at multiples of 16 bytes."""
+    """Whether the tensor memory accelerator can load tiles: rows and heads begin at multiples of 16 bytes, apart."""
     return all(
         x.numel() > 0
         and x.stride(3) == 1
+        and x.stride(2) > 0
         and all(s * x.element_size() % 16 == 0 for s in x.stride()[:3])
         for x in tensors
     )
@@ -205,4 +218,5 @@ __all__ = [
     "refusals",
     "target_for",
     "tilings",
+    "tilings_for",
 ]

@@ -15,7 +15,6 @@ from attncompiler.backends.triton_configs import Kind
 from attncompiler.backends.triton_work import backward_extra, forward_extra
 from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.call_checks import (
-    ELEMENT_TYPES,
     LARGEST_POSITION,
     check_inputs,
     check_tensors,
@@ -33,7 +32,7 @@ from attncompiler.runtime.tilings import (
     tilings,
 )
 from attncompiler.runtime.triton_backward import run_backward
-from attncompiler.runtime.triton_launch import TileLists, Tiling, run_forward, width_of
+from attncompiler.runtime.triton_launch import TileLists, Tiling, run_forward
 from attncompiler.runtime.triton_planner import Planner
 from attncompiler.runtime.triton_sources import TritonSources
 
@@ -63,6 +62,7 @@ class TritonEngine:
         self.sources = TritonSources(kernels)
         # Tests and tuning choose tiles themselves.
         self.tiling: Tiling | None = None
+        self.deterministic = True
         self._factor = kernels.compilation.plan.program.dot_factor
         self._sites: dict[tuple[object, ...], Site] = {}
         self._gradient_sites: dict[tuple[object, ...], _Pair] = {}
@@ -117,6 +117,7 @@ class TritonEngine:
                     saved=rows,
                     value=value,
                     lists=self._lists(site, tiling, q, captured, q_start, numbers),
+                    allow_tf32=_allows_tf32(q),
                 )
 
         first_accepted([("forward", site.tilings)], launch)
@@ -178,6 +179,8 @@ class TritonEngine:
                 q_start=q_start,
                 scale=scale * self._factor,
                 lists=lists,
+                deterministic=self.deterministic,
+                allow_tf32=_allows_tf32(q),
             )
 
         found = first_accepted(self._backward_tilings(q, k, v, gradient, wanted), launch)
@@ -294,9 +297,15 @@ class TritonEngine:
         )
 
 
+<<<<<<< HEAD
 def _huge(numbers: Iterable[float]) -> bool:
     """Whether an integer among the numbers of a call does not fit 32 bits."""
     return any(isinstance(x, int) and abs(x) >= 2**31 for x in numbers)
 
 
 __all__ = ["ELEMENT_TYPES", "Mapping", "TritonEngine", "width_of"]
+=======
+def _allows_tf32(q: Tensor) -> bool:
+    """Whether torch may multiply float32 in less than full precision on the device of q, so that we may too."""
+    return q.is_cuda and torch.backends.cuda.matmul.allow_tf32
+>>>>>>> main

@@ -146,9 +146,7 @@ class FakeModule:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> TritonEngine:
-    monkeypatch.setattr(
-        triton_engine, "tilings", lambda *_: Tilings([LARGE, MIDDLE, SMALL])
-    )
+    monkeypatch.setattr(triton_engine, "tilings", lambda *_: Tilings([LARGE, MIDDLE, SMALL]))
     return TritonEngine(Kernels(compile_variant(Plain).compilation))
 
 

@@ -51,7 +51,7 @@ test-slow: setup compiler $(ENCODER)  ## the slow tests
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu" $(ARGS)
 
 test-gpu: setup compiler  ## the tests for a GPU
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m pytest tests/gpu -m gpu $(ARGS)
 
 coverage: setup compiler $(ENCODER)  ## the tests again, with a line-by-line report in htmlcov/
 	$(BIN)/coverage run -m pytest -m "not slow and not gpu" $(ARGS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -143,7 +143,7 @@ class TritonEngine:
         q, k, v = inputs
         types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
         read_types = tuple(types_of[t.name] for t in kernels.loops(wanted).tensors)
-        planner = self._planner(types_of)
+        planner = self._planner(types_of, huge=_huge(params.values()))
         signature = self.sources.signature
         gradient = grad if grad.stride(3) == 1 or grad.shape[3] == 1 else grad.contiguous()
 
@@ -190,10 +190,13 @@ class TritonEngine:
         )
         return Gradients(dq, dk, dv, found.tensors)
 
-    def _planner(self, types_of: Mapping[str, str]) -> Planner | None:
-        """What lists the tiles of calls with captured tensors of these types; None where kernels find them."""
+    def _planner(self, types_of: Mapping[str, str], *, huge: bool = False) -> Planner | None:
+        """What lists the tiles of calls with captured tensors of these types; None where kernels find them.
+
+        ``huge``: some number of the call is; sums that runs of tiles are found by might overflow.
+        """
         signature = self.sources.signature
-        if not signature.masked or signature.runs:
+        if not signature.masked or (signature.runs and not huge):
             return None
         read = tuple(types_of[t.name] for t in self.kernels.compilation.tile_plan.tensors)
         planner = self._planners.get(read)
@@ -234,10 +237,14 @@ class TritonEngine:
         q_start: int,
         numbers: Sequence[float],
     ) -> TileLists | None:
-        if site.planner is None:
+        planner, signature = site.planner, self.sources.signature
+        if planner is None and _huge(numbers):
+            names = (t.name for t in self.kernels.kernel.tensors)
+            types = {n: str(x.dtype)[6:] for n, x in zip(names, captured, strict=True)}
+            planner = self._planner(types, huge=True)
+        if planner is None:
             return None
-        signature = self.sources.signature
-        return site.planner.lists(
+        return planner.lists(
             q.device,
             site.sizes,
             q_start,
@@ -290,6 +297,15 @@ class TritonEngine:
         )
 
 
+<<<<<<< HEAD
+def _huge(numbers: Iterable[float]) -> bool:
+    """Whether an integer among the numbers of a call does not fit 32 bits."""
+    return any(isinstance(x, int) and abs(x) >= 2**31 for x in numbers)
+
+
+__all__ = ["ELEMENT_TYPES", "Mapping", "TritonEngine", "width_of"]
+=======
 def _allows_tf32(q: Tensor) -> bool:
     """Whether torch may multiply float32 in less than full precision on the device of q, so that we may too."""
     return q.is_cuda and torch.backends.cuda.matmul.allow_tf32
+>>>>>>> main

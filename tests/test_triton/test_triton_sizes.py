@@ -1,4 +1,4 @@
-"""Triton kernels on the calls that break kernels: lengths, head dimensions, groups, strides, starts, scales and tiles."""
+"""Triton kernels on calls that break kernels: lengths, head dimensions, groups, strides, starts, scales and tiles."""
 
 from __future__ import annotations
 

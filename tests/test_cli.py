@@ -330,7 +330,10 @@ def test_build_compiles_for_gpus_that_are_not_here(
         (("--backend", "triton", "--arch", "sm_91"), "no GPU architecture 'sm_91'"),
         (("--backend", "triton", "--arch", "sm_91"), "gfx942"),
         (("--backend", "metal"), "choose from auto, cpp, triton"),
-        (("--backend", "triton", "--arch", "sm_90", "--dtype", "float64"), "float32, not in float64"),
+        (
+            ("--backend", "triton", "--arch", "sm_90", "--dtype", "float64"),
+            "float32, not in float64",
+        ),
         (("--backend", "triton", "--arch", "sm_90", "--out", "pkg"), "use --backend cpp,triton"),
     ],
 )

@@ -41,7 +41,7 @@ _USED: dict[Family, tuple[float, float, float]] = {
 _HELD: dict[Family, tuple[float, float, float]] = {
     "wgmma": (0.5, 0.5, 1.5),
     "tcgen05": (0.5, 0.5, 0.5),
-    "mma": (0.5, 1.5, 0.5),
+    "mma": (2.5, 1.5, 0.5),
     "mfma": (0.5, 0.5, 20.0),
     "mfma_float32": (0.5, 0.5, 20.0),
     "fma": (0.0, 0.0, 0.0),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attncompiler.runtime.call_checks import refuse_device
 from attncompiler.runtime.engine import Engine
+from attncompiler.runtime.interpreting import is_interpreting
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.launch import Launcher
 
@@ -50,15 +51,14 @@ class Engines:
 
 def _interprets(device: str) -> bool:
     """Whether Triton kernels are interpreted, on tensors of the CPU."""
-    from attncompiler.runtime.triton_interpreter import is_interpreting
-
     return device == "cpu" and is_interpreting()
 
 
 def _triton(kernels: Kernels) -> Engine:
     from attncompiler.runtime.triton_engine import TritonEngine
+    from attncompiler.runtime.triton_sources import TritonSources
 
-    return TritonEngine(kernels)
+    return TritonEngine(kernels, TritonSources(kernels))
 
 
 _ENGINES: dict[str, Callable[[Kernels], Engine]] = {"cpp": Launcher, "triton": _triton}

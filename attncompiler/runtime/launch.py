@@ -20,9 +20,8 @@ from attncompiler.runtime.call_checks import (
     sizes_of,
 )
 from attncompiler.runtime.library import Layout, Library
-from attncompiler.runtime.signature import KernelSet, real_of
+from attncompiler.runtime.signature import Described, KernelSet, real_of
 from attncompiler.runtime.tile_tables import Sizes, TileTables, readable
-
 
 
 def _plain_keys(device: str) -> frozenset[int]:
@@ -234,7 +233,7 @@ class Launcher:
 
 
 def check_backward(
-    kernels: KernelSet,
+    kernels: Described,
     inputs: tuple[Tensor, Tensor, Tensor],
     grad: Tensor,
     kept_grads: Mapping[str, Tensor],

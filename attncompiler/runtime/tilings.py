@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.gpu_targets import TARGETS, Target
-from attncompiler.backends.triton_configs import Config, Kind, configs
-from attncompiler.backends.triton_work import Extra
-from attncompiler.runtime.call_checks import ELEMENT_TYPES
+from attncompiler.backends.tile_config import Config, Kind
 from attncompiler.runtime.errors import OldGpuError
 from attncompiler.runtime.triton_launch import Tiling
 
@@ -81,16 +79,20 @@ def _age(name: str) -> int:
 
 
 def tilings(
-    kind: Kind, q: Tensor, k: Tensor, v: Tensor, extra: Extra, grad: Tensor | None = None
+    listed: Callable[[Target], Sequence[Config]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor | None = None,
 ) -> Tilings:
     """The choices for a kernel of a call whose checks have been made, the best guess first.
 
-    ``grad`` is the gradient of the output, which the kernels of a backward load in tiles.
+    ``listed`` gives those of a target; ``grad`` is the gradient of the output, which the kernels of a backward load in
+    tiles.
     """
     if not q.is_cuda:
         return Tilings([INTERPRETED])
-    target = choice_of(q.device).target
-    found = configs(kind, target, ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3], extra)
+    found = listed(choice_of(q.device).target)
     loaded = (q, k, v) if grad is None else (q, k, v, grad)
     descriptors = describable(*loaded) and knows_descriptors()
     return Tilings(list(dict.fromkeys(_fitted(c, q.shape[2], descriptors) for c in found)))

@@ -19,7 +19,7 @@ class PackagedKernel:
     """One kernel: its path in the package, its source, its entry in the manifest, and the library built of it here.
 
     ``ManifestKernels.find`` (``runtime/manifest.py``) chooses by the entry's ``backend``, ``kind`` (forward, backward,
-    tiles), ``dtype``, ``head_dim``, ``value_dim``, ``tensors`` (types by name) and ``wanted`` (tensors that get gradients).
+    tiles), ``dtype``, ``head_dim``, ``value_dim``, ``tensors`` (types by name) and ``wanted`` (those with gradients).
     """
 
     path: str

@@ -99,7 +99,7 @@ def _tiles(
 
 
 def preferring(kernels: Sequence[PackagedKernel], built: GpuBuild) -> list[PackagedKernel]:
-    """Lists with what an offline build found: the chosen one first, without those that spill or fail but for the last."""
+    """Lists with what an offline build found: the chosen one first, none that spills or fails but the last."""
     chosen: dict[tuple[object, ...], Config] = {}
     for binary in built.binaries:
         dims = binary.dtype, binary.head_dim, binary.value_dim

@@ -6,6 +6,7 @@ import ast
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def asked_of(folder: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def asked(folder: Path) -> dict[str, Any]:
     """One call with gradients for each package, and causal's mistakes."""
     asked: dict[str, Any] = {}
     for name in SOURCES:
@@ -70,7 +72,6 @@ def asked_of(folder: Path) -> dict[str, Any]:
     small = mine["calls"][0][0]["tensors"]
     narrow = {"tensors": {n: x.bfloat16() for n, x in small.items()}, "params": {}}
     mine["calls"].append((narrow, {"out": torch.tensor(0.5)}))
-    mine["compile"] = True
     mine["wrong"] = {
         "float64": {n: x.double() for n, x in small.items()},
         "float16": {n: x.half() for n, x in small.items()},
@@ -90,17 +91,22 @@ def probe(folder: Path, mode: str, asked: dict[str, Any], **more: str) -> dict[s
     return found
 
 
-def test_packages_do_what_operators_do(folder: Path) -> None:
-    asked = asked_of(folder)
-    found = probe(folder, "packages", asked, **INTERPRETED)
+def both(folder: Path, asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What packages and operators give, both interpreted, each in a process of its own."""
+    with ThreadPoolExecutor(2) as threads:
+        modes = ("packages", "operators")
+        found, wanted = threads.map(lambda x: probe(folder, x, asked, **INTERPRETED), modes)
+    return found, wanted
+
+
+def test_packages_do_what_operators_do(folder: Path, asked: dict[str, Any]) -> None:
+    found, wanted = both(folder, asked)
     assert found["alien"] == []
-    wanted = probe(folder, "operators", asked, **INTERPRETED)
     for name in SOURCES:
         for mine, call in zip(found[name]["calls"], wanted[name]["calls"], strict=True):
             same(mine, call)
     assert "grad slope" in wanted["alibi"]["calls"][0]
     assert "grad gate" in wanted["everything"]["calls"][0]
-    same(found["causal"]["compiled"], found["causal"]["calls"][0])
     for name, kind, text in (
         ("float64", "DtypeError", "convert to float32"),
         ("float16", "NotBuiltError", "--backend triton --backward --dtype float16"),
@@ -111,8 +117,7 @@ def test_packages_do_what_operators_do(folder: Path) -> None:
         assert text in mistake[1]
 
 
-def test_what_a_package_lacks(folder: Path) -> None:
-    asked = asked_of(folder)
+def test_what_a_package_lacks(folder: Path, asked: dict[str, Any]) -> None:
     found = probe(folder, "unready", {"alibi": asked["alibi"]}, TRITON_INTERPRET="")
     kind, text = found["cpu"]
     assert (kind, "runs on cuda" in text, 'q.to("cuda")' in text) == ("DeviceError", True, True)
@@ -228,9 +233,12 @@ def test_one_package_for_cpus_and_gpus(tmp_path: Path) -> None:
     assert manifest["backends"] == {"cpp": "cpu", "triton": "cuda"}
     assert "--backend cpp,triton" in manifest["command"]
     call = call_of(compile_variant(load_variant(file)), SIZES, (16, 24))
-    asked = {"alibi": {"calls": [(call, {"out": torch.tensor(0.7)})], "wrong": {}}}
-    interpreted = probe(tmp_path, "packages", asked, **INTERPRETED)["alibi"]["calls"][0]
-    same(interpreted, probe(tmp_path, "operators", asked, **INTERPRETED)["alibi"]["calls"][0])
+    calls = [(call, {"out": torch.tensor(0.7)})]
+    asked = {"alibi": {"calls": calls, "wrong": {}, "compile": True}}
+    found, wanted = both(tmp_path, asked)
+    interpreted = found["alibi"]["calls"][0]
+    same(interpreted, wanted["alibi"]["calls"][0])
+    same(found["alibi"]["compiled"], interpreted)
     native = probe(tmp_path, "packages", asked, TRITON_INTERPRET="")["alibi"]["calls"][0]
     for name, x in native.items():
         torch.testing.assert_close(x, interpreted[name], rtol=1e-4, atol=1e-4)

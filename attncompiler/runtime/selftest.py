@@ -5,7 +5,7 @@ An error may be twice that of the dense definition in the element type of the ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -96,7 +96,7 @@ class SelfTest:
     def run_on(self, device: str) -> int:
         """Print a line for each dtype and case; how many failed."""
         failed = 0
-        cases = CASES
+        cases: Sequence[Case] = CASES
         if "triton" in self.manifest["backends"]:
             if is_interpreting():
                 cases = INTERPRETED_CASES

@@ -9,7 +9,7 @@ WORKERS ?= 2
 MODULES := attncompiler ir backends templates examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu coverage demo bench pictures clean compiler example-gpt
+.PHONY: help setup check format test test-slow test-gpu coverage demo bench bench-gpu pictures clean compiler example-gpt
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,7 +51,7 @@ test-slow: setup compiler $(ENCODER)  ## the slow tests
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu" $(ARGS)
 
 test-gpu: setup compiler  ## the tests for a GPU
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+	$(BIN)/python -m pytest tests/gpu -m gpu $(ARGS)
 
 coverage: setup compiler $(ENCODER)  ## the tests again, with a line-by-line report in htmlcov/
 	$(BIN)/coverage run -m pytest -m "not slow and not gpu" $(ARGS)
@@ -69,6 +69,9 @@ example-gpt: setup compiler  ## train a small GPT with SDPA, our softmax, SWAT a
 
 bench: setup compiler  ## measure against PyTorch; ARGS="--quick" for a short run
 	$(BIN)/python -m attncompiler.benchmark $(ARGS)
+
+bench-gpu: setup  ## measure Triton kernels on the GPU that is here against FlexAttention and SDPA
+	$(BIN)/python -m attncompiler.gpu_benchmark $(ARGS)
 
 pictures: setup  ## docs/masks.md: the tile map of every example's mask
 	$(BIN)/python -m attncompiler.gallery examples docs/masks.md

@@ -54,18 +54,19 @@ class Row:
     refusal: str = ""
 
 
-def inputs_for(variant: Variant, size: Size, seed: int = 0) -> Inputs:
-    """Normal random q, k, v and the variant's own sample tensors."""
+def inputs_for(variant: Variant, size: Size, seed: int = 0, device: str = "cpu") -> Inputs:
+    """Normal random q, k, v and the variant's own sample tensors, drawn on the CPU and moved to ``device``."""
     generator = torch.Generator().manual_seed(seed)
     dtype: torch.dtype = getattr(torch, size.dtype)
     groups = size.kv_heads or size.heads
     shape = (size.length, size.head_dim)
     q, k, v = (
-        torch.randn(size.batch, heads, *shape, generator=generator).to(dtype)
+        torch.randn(size.batch, heads, *shape, generator=generator).to(device, dtype)
         for heads in (size.heads, groups, groups)
     )
     sizes = Inputs(q, k, v, {}).sizes
-    return Inputs(q, k, v, variant.sample({**sizes, "q_start": 0}, generator))
+    tensors = variant.sample({**sizes, "q_start": 0}, generator)
+    return Inputs(q, k, v, {name: x.to(device) for name, x in tensors.items()})
 
 
 def compare(
@@ -94,7 +95,7 @@ def compare(
     with torch.set_grad_enabled(training):
         for name in peers:
             found: Callable[[], Tensor] | Refusal
-            if training and name == "flex":
+            if training and name == "flex" and not inputs.q.is_cuda:
                 found = Refusal("it has no backward on a CPU")
             else:
                 found = peer(name, variant, inputs)
@@ -105,7 +106,8 @@ def compare(
         calls = forward if not training else _trained(forward, inputs)
         exact = _references(variant, inputs, training=training) if check else []
         errors = _errors(list(exact), calls)
-        timings = interleaved(calls, rounds=rounds, budget=budget)
+        device = inputs.q.device.type
+        timings = interleaved(calls, rounds=rounds, budget=budget, device=device)
     ours = timings["attncompiler"].median
     rows = [Row(name, t, t.median / ours, errors[name]) for name, t in timings.items()]
     return rows + refused
@@ -128,7 +130,7 @@ def _loss_weights(inputs: Inputs) -> Tensor:
     """The gradient of the output: normal random numbers, the same for the same shape."""
     generator = torch.Generator().manual_seed(1)
     shape = (*inputs.q.shape[:3], inputs.v.shape[3])
-    return torch.randn(shape, generator=generator).to(inputs.q.dtype)
+    return torch.randn(shape, generator=generator).to(inputs.q)
 
 
 def _errors(

@@ -84,18 +84,28 @@ class Compilation:
 
 @overload
 def compile(
-    variant: Variant | type[Variant], backend: Literal["auto", "cpp", "triton"] = "auto"
+    variant: Variant | type[Variant],
+    backend: Literal["auto", "cpp", "triton"] = "auto",
+    *,
+    deterministic: bool = True,
 ) -> Operator: ...
 @overload
 def compile(variant: Variant | type[Variant], backend: Literal["dense"]) -> DenseOperator: ...
 @overload
-def compile(variant: Variant | type[Variant], backend: str) -> Operator | DenseOperator: ...
-def compile(variant: Variant | type[Variant], backend: str = "auto") -> Operator | DenseOperator:
+def compile(
+    variant: Variant | type[Variant], backend: str, *, deterministic: bool = True
+) -> Operator | DenseOperator: ...
+def compile(
+    variant: Variant | type[Variant], backend: str = "auto", *, deterministic: bool = True
+) -> Operator | DenseOperator:
     """The operator of a variant: ``op(q, k, v, **tensors) -> out``.
 
-    ``variant`` is a Variant or its class. ``backend`` is ``"cpp"``, or ``"auto"`` for the best one here; ``"dense"``
-    is the oracle, slow and only for comparing. Kernels are built when a call first needs them (or by ``op.build``)
-    and kept in the user's cache. Raises a subclass of AttnCompilerError that names the user's line.
+    ``variant`` is a Variant or its class. ``backend`` is ``"cpp"`` (tensors on the CPU), ``"triton"`` (on CUDA
+    devices), or ``"auto"``: each call runs where its tensors are. ``"dense"`` is the oracle, slow and only for
+    comparing. Equal calls give equal bits; ``deterministic=False`` lets gradients of tensors that many programs of a
+    GPU add to differ in their last bits, which saves a run of the backward kernels. Kernels are built when a call first
+    needs them (or by ``op.build``) and kept in the user's cache. Raises a subclass of AttnCompilerError that names the
+    user's line.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(name=backend, known=", ".join(("auto", *BACKENDS)))
@@ -106,7 +116,7 @@ def compile(variant: Variant | type[Variant], backend: str = "auto") -> Operator
         raise VariantTypeError(found=repr(variant))
     if backend == "dense":
         return DenseOperator(instance)
-    return Operator(compile_levels(trace(instance)), backend)
+    return Operator(compile_levels(trace(instance)), backend, deterministic=deterministic)
 
 
 def compile_levels(traced: Trace) -> Compilation:

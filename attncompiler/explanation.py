@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 NOTES: dict[str, Callable[[Program], str]] = {"stabilize": explain_stabilize}
 
 
-def explain(compilation: Compilation, tile_map: Iterable[str] = ()) -> str:
+def explain(
+    compilation: Compilation, runs: Iterable[str] = (), tile_map: Iterable[str] = ()
+) -> str:
     """The levels of a variant as text, in the order the compiler walks through them.
 
+    ``runs``: lines about the backends that run calls.
     ``tile_map``: the lines of a last chapter about the tiles of one call, see ``tile_report.chapter``.
     """
     trace, plan, kernel = compilation.trace, compilation.plan, compilation.kernel
@@ -48,9 +51,9 @@ def explain(compilation: Compilation, tile_map: Iterable[str] = ()) -> str:
         ("How gradients are computed", _gradients(compilation)),
         ("What stays an argument", _arguments(trace, kernel)),
     ]
-    lines = list(tile_map)
-    if lines:
-        parts.append(("The tile map", lines))
+    for title, more in (("What runs it", list(runs)), ("The tile map", list(tile_map))):
+        if more:
+            parts.append((title, more))
     chapters = [
         "\n".join([f"{number}. {title}", *lines])
         for number, (title, lines) in enumerate(parts, start=1)

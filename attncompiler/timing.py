@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,19 @@ class Timing:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int = 7, budget: float = 60.0
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 7,
+    budget: float = 60.0,
+    device: str = "cpu",
 ) -> dict[str, Timing]:
     """Run all calls in turn, ``rounds`` times after one warm-up, or until ``budget`` seconds are spent.
 
     Every call gets the same number of runs, at least three. The order turns by one each round, so that no call
-    always follows the same neighbour and finds its caches.
+    always follows the same neighbour and finds its caches. On a ``device`` of type cuda a run's seconds are those
+    between two events of its stream.
     """
+    measured = _on_gpu if device == "cuda" else _seconds
     names = list(calls)
     for name in names:
         calls[name]()
@@ -46,7 +53,24 @@ def interleaved(
             break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            begin = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(measured(calls[name]))
     return {name: Timing(tuple(runs)) for name, runs in seconds.items()}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _on_gpu(call: Callable[[], object]) -> float:
+    import torch
+
+    event: Any = torch.cuda.Event
+    begin, end = event(enable_timing=True), event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / 1000

@@ -47,7 +47,8 @@ def render_plan(plan: TilePlan, dtypes: Sequence[str], title: str, definition: s
 def _filled(name: str, context: ForwardContext | BackwardContext | PlanContext) -> str:
     template = _environment().get_template(name)
     fields = {f.name: getattr(context, f.name) for f in dataclasses.fields(context)}
-    return template.render(**fields, math=math_for(template.render(**fields, math="")))
+    text = template.render(**fields, math=math_for(template.render(**fields, math="")))
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
 @cache

@@ -23,20 +23,20 @@ _KIB = 1024
 # the numbers were read off generated kernels (tests/test_backends/test_generated_resources.py compiles them).
 _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
     "wgmma": (175, 175, 175),
-    "tcgen05": (170, 142, 170),
-    "mma": (122, 122, 122),
+    "tcgen05": (145, 143, 165),
+    "mma": (130, 122, 150),
     "mfma": (350, 350, 350),
     "mfma_float32": (350, 350, 350),
     "fma": (255, 255, 255),
 }
-# What a value of a vector across a tile takes, those that are computed with it counted in.
-_USED: dict[Family, float] = {
-    "wgmma": 1.5,
-    "tcgen05": 0.65,
-    "mma": 1.5,
-    "mfma": 0.0,
-    "mfma_float32": 0.0,
-    "fma": 0.0,
+# What a value of a vector across a tile takes, those that are computed with it counted in, for the same kernels.
+_USED: dict[Family, tuple[float, float, float]] = {
+    "wgmma": (1.5, 1.5, 1.5),
+    "tcgen05": (0.65, 0.65, 1.0),
+    "mma": (1.5, 1.5, 1.5),
+    "mfma": (0.0, 0.0, 8.0),
+    "mfma_float32": (0.0, 0.0, 8.0),
+    "fma": (0.0, 0.0, 0.0),
 }
 # Loads by pointer take more than descriptors.
 _POINTER_REGISTERS = 30
@@ -52,17 +52,11 @@ def configs(
     before padding, 1 to 512; ``extra`` is what the kernel keeps beside a plain softmax's tiles.
     """
     family = _family(target, dtype)
-    side = max(padded_dim(head_dim), padded_dim(value_dim))
-    table = {"forward": FORWARD, "rows": ROWS, "columns": COLUMNS}[kind][family]
-    seeds = table[min(limit for limit in table if limit >= min(side, 512))]
-    # The accelerator wants rows whose bytes 16 divides.
-    whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
-    descriptors = target.descriptors and whole and family != "fma"
-    found = [Config(*seed, descriptors) for seed in seeds]
+    found = _seeds(kind, target, dtype, head_dim, value_dim)
 
     def fits(config: Config) -> bool:
         shared = shared_estimate(kind, config, target, dtype, head_dim, value_dim)
-        pointers = target.descriptors and not descriptors
+        pointers = target.descriptors and not config.descriptors
         room = _TILE_REGISTERS[family][_KINDS.index(kind)] - (_POINTER_REGISTERS if pointers else 0)
         tiles = _tile_registers(kind, config, target, (head_dim, value_dim), extra, family)
         return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
@@ -71,6 +65,19 @@ def configs(
     if shared_estimate(kind, last, target, dtype, head_dim, value_dim) > target.shared_per_block:
         last = _halved(kind, last)
     return (*(config for config in found[:-1] if fits(config)), last)
+
+
+def candidates(
+    kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int, extra: Extra = PLAIN
+) -> tuple[Config, ...]:
+    """``configs``, then those that only the estimate of registers rules out: for who compiles them and looks."""
+    sure = configs(kind, target, dtype, head_dim, value_dim, extra)
+    others = (
+        c
+        for c in _seeds(kind, target, dtype, head_dim, value_dim)
+        if shared_estimate(kind, c, target, dtype, head_dim, value_dim) <= target.shared_per_block
+    )
+    return tuple(dict.fromkeys((*sure, *others)))
 
 
 def forward_configs(
@@ -114,6 +121,8 @@ def shared_estimate(
         tile = max(owned, 128 if family == "tcgen05" else 0) * max(walked, 64)
         scores = {"forward": 0, "rows": 1, "columns": 2}[kind] * tile
         elements = resident + stages * streamed + scores
+        # Of the weights that are multiplied from tensor memory a part goes through shared memory.
+        elements += n * d // 2 if family == "tcgen05" and kind == "forward" else 0
     else:
         # Without a pipeline, tiles that are multiplied twice lie in memory in two orders.
         twice = stages == 1 and family == "mma" and kind != "forward"
@@ -122,6 +131,18 @@ def shared_estimate(
         own_rows = family == "mma" and kind == "forward" and m >= 128
         elements += 0 if own_rows else (4 if kind == "columns" else 1) * m * n
     return _ELEMENT_BYTES[dtype] * elements + _KIB
+
+
+def _seeds(kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int) -> list[Config]:
+    """The list of a family and a head dimension, whether or not a configuration fits."""
+    family = _family(target, dtype)
+    side = max(padded_dim(head_dim), padded_dim(value_dim))
+    table = {"forward": FORWARD, "rows": ROWS, "columns": COLUMNS}[kind][family]
+    seeds = table[min(limit for limit in table if limit >= min(side, 512))]
+    # The accelerator wants rows whose bytes 16 divides.
+    whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
+    descriptors = target.descriptors and whole and family != "fma"
+    return [Config(*seed, descriptors) for seed in seeds]
 
 
 def _halved(kind: Kind, config: Config) -> Config:
@@ -148,14 +169,17 @@ def _tile_registers(
             # A warp has 16 rows of the tile; those that are too many repeat what others do.
             share, threads = 1 / 4, min(threads, 2 * owned)
         case "tcgen05":
-            share = min(owned, 128) / threads
+            share = 1 / 4 if owned <= 64 else 128 / threads
+        case "mma" if kind == "columns":
+            share = 1 / 16
         case "mma":
-            share = 1 / 16 if kind == "columns" else 1 / 8
+            share = 1 / 4 if owned >= 16 * config.num_warps else 1 / 8
         case _:
-            share = 0.0
+            share = 1 / 4
     tile = m * n / threads
-    used = 1.0 if family == "tcgen05" and kind == "columns" else _USED[family]
-    taken = used * extra.across * walked * share + 8 * max(config.num_stages - 2, 0)
+    used = _USED[family][_KINDS.index(kind)]
+    taken = used * extra.across * walked * share
+    taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
     taken += 0.5 * extra.tiles * tile
     if kind == "forward":
         return m * extra.accumulators * v / threads + 1.5 * tile + taken

@@ -47,7 +47,7 @@ def tile_runs(mask: Expr, side: Side) -> TileRuns | None:
     seen, unseen = tile_set(mask), tile_set(negation(mask))
     allowed = seen.keys if side == "keys" else seen.queries
     forbidden = unseen.keys if side == "keys" else unseen.queries
-    if allowed is None or forbidden is None:
+    if not allowed or forbidden is None:  # where nothing is allowed at all, there is no walk
         return None
     if not all(s.solid and s.step == 1 for s in allowed):
         return None

@@ -204,7 +204,7 @@ def test_explain_tells_the_passes(variant: Path, capsys: pytest.CaptureFixture[s
     assert run("explain", variant) == 0
     shown = capsys.readouterr().out
     assert "pass" in shown
-    assert "10. The tile map\n   512 queries and 512 keys in tiles of 64x64" in shown
+    assert "11. The tile map\n   512 queries and 512 keys in tiles of 64x64" in shown
     assert "No tiling can be more than 2.00x faster than dense; 64x64 tiles reach 1.78x." in shown
 
 
@@ -268,7 +268,7 @@ def test_explain_goes_on_where_the_usual_lengths_do_not_suit(
     assert run("explain", path) == 0
     shown = capsys.readouterr().out
     assert (
-        "10. The tile map\n   None at the usual lengths.\n   index 100 of tensor 'table'" in shown
+        "11. The tile map\n   None at the usual lengths.\n   index 100 of tensor 'table'" in shown
     )
     assert "sample_lengths = (queries, keys)" in shown
     assert run("explain", path, "--lengths", 101) == 1
@@ -293,3 +293,52 @@ def test_list_shows_the_prelude(capsys: pytest.CaptureFixture[str]) -> None:
         "tanh",
     ):
         assert line in shown
+
+
+def test_build_compiles_for_gpus_that_are_not_here(
+    variant: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton")
+    out = tmp_path / "kernels"
+    options = ("--backend", "cpp,triton", "--arch", "sm_90,gfx942", "--dtype", "bfloat16")
+    assert run("build", variant, "--out", out, *options, "--head-dim", 64) == 0
+    shown = capsys.readouterr().out
+    for words in (r"arch +kernel +block", r"sm_90 +forward .*chosen", r"gfx942 +forward .*chosen"):
+        assert re.search(words, shown)
+    table = json.loads((out / "gpu" / "resources.json").read_text())
+    assert {b["arch"] for b in table["binaries"]} == {"sm_90", "gfx942"}
+    assert sum(c["chosen"] for c in table["configurations"]) == 2
+    for binary in table["binaries"]:
+        assert (out / binary["file"]).read_bytes().startswith(b"\x7fELF")
+        assert "class Small" in (out / binary["source"]).read_text()
+        assert binary["signature"]["q_pointer"] == "*bf16"
+        assert binary["constants"]["HEAD_DIM"] == 64
+    # A second build replaces the package with what stands in its manifest.
+    assert run("build", variant, "--out", out, *options, "--head-dim", 64) == 0
+    assert run("build", variant, "--backend", "triton", *options[2:]) == 0
+    shown = capsys.readouterr().out
+    assert "library" not in shown.splitlines()[-1]
+    assert re.search(r"^binary +sm_90 forward bfloat16 +/.*kernel.cubin$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--arch", "sm_90"), "add --backend triton, or --backend cpp,triton"),
+        (("--backend", "cpp", "--arch", "sm_90"), "add --backend triton"),
+        (("--backend", "triton"), "--arch NAME[,NAME] from sm_80, sm_86"),
+        (("--backend", "triton", "--arch", "sm_91"), "no GPU architecture 'sm_91'"),
+        (("--backend", "triton", "--arch", "sm_91"), "gfx942"),
+        (("--backend", "metal"), "choose from auto, cpp, triton"),
+        (
+            ("--backend", "triton", "--arch", "sm_90", "--dtype", "float64"),
+            "float32, not in float64",
+        ),
+        (("--backend", "triton", "--arch", "sm_90", "--out", "pkg"), "use --backend cpp,triton"),
+    ],
+)
+def test_build_refuses_what_gpus_do_not_have(
+    variant: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], says: str
+) -> None:
+    assert run("build", variant, *options) == 2
+    assert says in " ".join(capsys.readouterr().err.split())

@@ -158,7 +158,7 @@ def test_an_operator_explains_a_map_it_is_given() -> None:
     assert "The tile map" not in plain
     told = operator.explain(tiles, (32, 32))
     assert told.startswith(plain)
-    assert "\n10. The tile map\n   256 queries and 256 keys in tiles of 32x32" in told
+    assert "\n11. The tile map\n   256 queries and 256 keys in tiles of 32x32" in told
 
 
 def test_pixels_are_darker_where_allowed_and_tinted_by_the_tile() -> None:

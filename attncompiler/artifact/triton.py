@@ -53,7 +53,7 @@ def _printed(compilation: Compilation, spec: Wanted, *, backward: bool) -> Itera
     read = kernels.kernel.tensors
     tiles = _tiles(sources, spec, ("forward",))
     yield packaged("forward", read, sources.forward_source(types(read)), tiles=tiles)
-    if sources.signature.listed:
+    if _planned(sources):
         read = compilation.tile_plan.tensors
         source = sources.plan_source(types(read))
         yield packaged("tiles", read, source, signature=asdict(sources.plan_signature))
@@ -70,6 +70,13 @@ def _printed(compilation: Compilation, spec: Wanted, *, backward: bool) -> Itera
             signature=asdict(sources.backward_signature(learns)),
             tiles=_tiles(sources, spec, ("rows", "columns"), learns),
         )
+
+
+def _planned(sources: TritonSources) -> bool:
+    """Whether some call lists tiles: those of masks without runs, and with integers that runs might overflow by."""
+    signature = sources.signature
+    integers = any(p.kind == "int" for p in sources.kernels.signature.params)
+    return signature.masked and (signature.listed or integers)
 
 
 def _filed(kernel: PackagedKernel, files: dict[str, str]) -> PackagedKernel:

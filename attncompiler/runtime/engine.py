@@ -59,5 +59,9 @@ class EngineSet(Protocol):
     def backend(self) -> str:
         """The backend the user asked for: "auto", or a name."""
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether equal calls must give equal bits."""
+
     def of(self, q: Tensor) -> Engine:
         """The engine of a call; DeviceError where no kernels run on the device of q."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 from torch import Tensor
 
 from attncompiler.runtime.call_checks import refuse_device
 from attncompiler.runtime.engine import Engine
+from attncompiler.runtime.errors import MissingTritonError
 from attncompiler.runtime.interpreting import is_interpreting
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.launch import Launcher
@@ -19,16 +21,18 @@ CHOICE = {"cpu": "cpp", "cuda": "triton"}
 class Engines:
     """The engines of one operator, each made when a call first needs it."""
 
-    def __init__(self, kernels: Kernels, backend: str) -> None:
+    def __init__(self, kernels: Kernels, backend: str, *, deterministic: bool = True) -> None:
         self.kernels = kernels
         self.backend = backend
+        self.deterministic = deterministic
         self._found: dict[str, Engine] = {}
 
     def __getitem__(self, device: str) -> Engine:
         """The engine for a type of device."""
         found = self._found.get(device)
         if found is None:
-            found = self._found[device] = _ENGINES[self.name(device)](self.kernels)
+            make = _ENGINES[self.name(device)]
+            found = self._found[device] = make(self.kernels, self.deterministic)
         return found
 
     def of(self, q: Tensor) -> Engine:
@@ -39,6 +43,19 @@ class Engines:
             target = "cpu" if self.backend == "cpp" else "cuda"
             refuse_device("q", device, f"the {self.backend} backend runs on {where}", target)
         return self[device.type]
+
+    def explain(self) -> list[str]:
+        """Which backend runs the calls of each type of device, and how sums are ordered, in lines of text."""
+        lines = [f"   Compiled for backend {self.backend}."]
+        for device, title in (("cpu", "the CPU"), ("cuda", "CUDA devices")):
+            name = self.name(device)
+            how = _HOW[name] if name else "refused with an error"
+            lines.append(f"   Tensors on {title}: {how}.")
+        if not self.deterministic:
+            lines.append(
+                "   Gradients of tensors that many programs add to may differ in their last bits."
+            )
+        return lines
 
     def name(self, device: str) -> str:
         """The backend that runs on a type of device; empty where none does."""
@@ -54,11 +71,21 @@ def _interprets(device: str) -> bool:
     return device == "cpu" and is_interpreting()
 
 
-def _triton(kernels: Kernels) -> Engine:
+def _cpp(kernels: Kernels, deterministic: bool) -> Engine:
+    """Threads never share a sum: there is no other order to allow."""
+    return Launcher(kernels)
+
+
+def _triton(kernels: Kernels, deterministic: bool) -> Engine:
+    if importlib.util.find_spec("triton") is None:
+        raise MissingTritonError
     from attncompiler.runtime.triton_engine import TritonEngine
     from attncompiler.runtime.triton_sources import TritonSources
 
-    return TritonEngine(kernels, TritonSources(kernels))
+    engine = TritonEngine(kernels, TritonSources(kernels))
+    engine.deterministic = deterministic
+    return engine
 
 
-_ENGINES: dict[str, Callable[[Kernels], Engine]] = {"cpp": Launcher, "triton": _triton}
+_ENGINES: dict[str, Callable[[Kernels, bool], Engine]] = {"cpp": _cpp, "triton": _triton}
+_HOW = {"cpp": "C++ kernels (cpp)", "triton": "Triton kernels (triton)"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.triton_backward_parts import folded
-from attncompiler.backends.triton_configs import Config, Kind, configs
+from attncompiler.backends.triton_configs import Config, Kind, candidates, configs
 from attncompiler.backends.triton_work import (
     Extra,
     PairWork,
@@ -36,9 +36,14 @@ class GpuKernel:
     extra: Extra
 
     def configs(self, target: Target) -> tuple[Config, ...]:
-        """The configurations that are worth compiling for a target, the best guess first."""
+        """The configurations that a call on a target tries, the best guess first."""
         call = self.call
         return configs(self.kind, target, call.dtype, call.head_dim, call.value_dim, self.extra)
+
+    def candidates(self, target: Target) -> tuple[Config, ...]:
+        """The same, and those whose registers are in doubt."""
+        call = self.call
+        return candidates(self.kind, target, call.dtype, call.head_dim, call.value_dim, self.extra)
 
     def request(self, target: Target, config: Config) -> KernelRequest:
         """What the offline compiler takes for one of them."""

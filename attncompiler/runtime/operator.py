@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
@@ -29,7 +30,7 @@ from attncompiler.runtime.call_checks import (
     check_inputs,
 )
 from attncompiler.runtime.dispatch import Dispatch, autocast
-from attncompiler.runtime.engines import Engines
+from attncompiler.runtime.engines import CHOICE, Engines
 from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.kernels import BuiltKernel, Kernels
 from attncompiler.runtime.module import AttentionModule
@@ -62,12 +63,14 @@ class Operator:
     autocast q, k and v are cast as for ``scaled_dot_product_attention``; declared tensors keep their type.
     """
 
-    def __init__(self, compilation: Compilation, backend: str = "auto") -> None:
+    def __init__(
+        self, compilation: Compilation, backend: str = "auto", *, deterministic: bool = True
+    ) -> None:
         self.compilation = compilation
         self.variant = compilation.trace.variant
         self.name = compilation.plan.program.name
         self._kernels = Kernels(compilation)
-        self._engines = Engines(self._kernels, backend)
+        self._engines = Engines(self._kernels, backend, deterministic=deterministic)
         self._run = Dispatch(self._engines)
         self._registered = self._run.registered
         self._prepares = getattr(self.variant, "prepare", None) is not None
@@ -101,7 +104,8 @@ class Operator:
         """Pickle and copy the variant; loaded kernels belong to a process, which finds them in the cache again."""
         from attncompiler.compiler import compile as compile_variant
 
-        return compile_variant, (self.variant, self._engines.backend)
+        again = partial(compile_variant, deterministic=self._engines.deterministic)
+        return again, (self.variant, self._engines.backend)
 
     @shows_call
     def __call__(
@@ -148,7 +152,11 @@ class Operator:
             scale = self._default_scale
         if self._arrangement is not None:
             q, k, v, captured = self._arrangement.inputs(q, k, v, captured, q_start)
-        if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
+        if (
+            isinstance(q, Tensor)
+            and q.device.type in CHOICE
+            and torch.is_autocast_enabled(q.device.type)
+        ):
             q, k, v = autocast(q), autocast(k), autocast(v)
         run = self
         if sparsity is not None:
@@ -230,7 +238,7 @@ class Operator:
         from attncompiler.tile_report import chapter
 
         lines = () if tile_map is None else chapter(tile_map, tile, batch=batch, head=head)
-        return explain(self.compilation, lines)
+        return explain(self.compilation, self._engines.explain(), lines)
 
     @shows_call
     def tile_map(
@@ -308,7 +316,8 @@ def _compile_listed(number: int, rows: int, columns: int, batch: bool, heads: He
     name = f"blocks_{rows}_{columns}_{'b' if batch else ''}{heads}"
     if not hasattr(operator._listed, name):
         trace, table = restricted(operator.compilation.trace, Form((rows, columns), batch, heads))
-        made = Operator(compile_levels(trace), operator._engines.backend)
+        engines = operator._engines
+        made = Operator(compile_levels(trace), engines.backend, deterministic=engines.deterministic)
         made._table = table
         setattr(operator._listed, name, made)
     return name

@@ -111,6 +111,7 @@ class PackagedEngines:
     """
 
     backend = "auto"
+    deterministic = True
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         self._engines: dict[str, Engine] = {}

@@ -68,6 +68,8 @@ def register(engines: EngineSet) -> Registered:
     parts: tuple[str, ...] = (kernels.identity, forward)
     if engines.backend == "triton":  # on the CPU it is another program: an interpreted one
         parts += ("triton",)
+    if not engines.deterministic:
+        parts += ("any order",)
     digest = content_key(*parts)[:12]
     name = f"{re.sub('[^a-zA-Z0-9_]', '_', kernels.name)}_{digest}"
     _programs[name] = _Program(engines, name)

@@ -92,7 +92,13 @@ def tilings(
     """
     if not q.is_cuda:
         return Tilings([INTERPRETED])
-    found = listed(choice_of(q.device).target)
+    return tilings_for(listed(choice_of(q.device).target), q, k, v, grad)
+
+
+def tilings_for(
+    found: Sequence[Config], q: Tensor, k: Tensor, v: Tensor, grad: Tensor | None = None
+) -> Tilings:
+    """``tilings`` from the list of a target."""
     loaded = (q, k, v) if grad is None else (q, k, v, grad)
     descriptors = describable(*loaded) and knows_descriptors()
     return Tilings(list(dict.fromkeys(_fitted(c, q.shape[2], descriptors) for c in found)))
@@ -112,10 +118,11 @@ def _fitted(config: Config, queries: int, descriptors: bool) -> Tiling:
 
 
 def describable(*tensors: Tensor) -> bool:
-    """Whether the tensor memory accelerator can load tiles: rows and heads begin at multiples of 16 bytes."""
+    """Whether the tensor memory accelerator can load tiles: rows and heads begin at multiples of 16 bytes, apart."""
     return all(
         x.numel() > 0
         and x.stride(3) == 1
+        and x.stride(2) > 0
         and all(s * x.element_size() % 16 == 0 for s in x.stride()[:3])
         for x in tensors
     )
@@ -207,4 +214,5 @@ __all__ = [
     "refusals",
     "target_for",
     "tilings",
+    "tilings_for",
 ]

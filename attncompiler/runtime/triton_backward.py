@@ -147,6 +147,8 @@ def run_backward(
     go = out_grad.new_empty(out_grad.shape, dtype=q.dtype) if signature.own_go else out_grad
     handed = {name: q.new_empty(q.shape[:3], dtype=torch.float32) for name in signature.handed}
     known = {argument: saved[name] for name, argument in signature.saved}
+    # In any order: the second kernel adds up dq as well, so that scores are computed once.
+    sums = None if deterministic else torch.zeros(q.shape, dtype=torch.float32, device=q.device)
     captured = [readable(tensors[name]) for _, name, _ in signature.tensors]
     shared: dict[str, Any] = {
         "q_pointer": q, "k_pointer": k, "v_pointer": v,
@@ -158,7 +160,7 @@ def run_backward(
         **_gradient_arguments(signature.grads, buffers, tensors),
         "HEAD_DIM": head_dim, "VALUE_DIM": value_dim,
         "HEAD_WIDTH": width_of(head_dim), "VALUE_WIDTH": width_of(value_dim),
-        "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
+        "FUSED": sums is not None, "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
         "LONG": is_long((q, k, v, out_grad, *captured)),
         # Fused multiply-adds would round the same formula differently in each kernel.
         "enable_fp_fusion": not signature.finds_extrema,
@@ -175,7 +177,7 @@ def run_backward(
     }  # fmt: skip
     by_columns: dict[str, Any] = {
         **shared,
-        "go_pointer": go, "dk_pointer": dk, "dv_pointer": dv,
+        "go_pointer": go, "dk_pointer": dk, "dv_pointer": dv, "dq_pointer": sums,
         **{f"from_{name}": x for name, x in handed.items()},
         **strides(g=go),
         **_tiled(tilings[1], lists[1]),
@@ -198,6 +200,8 @@ def run_backward(
         terms = batch * heads * queries * max(keys, value_dim, 1)
         exponents = {name: b.scaled(terms) for name, b in buffers.items() if whole[name]}
     run(WHOLE if deterministic else FLOATS, columns=True)
+    if sums is not None:
+        dq.copy_(sums.mul_(scale * module.DOT_SCALE))
     return _gradients(dq, dk, dv, buffers, exponents, tensors)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -32,7 +32,7 @@ from attncompiler.runtime.tilings import (
     tilings,
 )
 from attncompiler.runtime.triton_backward import run_backward
-from attncompiler.runtime.triton_launch import TileLists, Tiling, run_forward, width_of
+from attncompiler.runtime.triton_launch import TileLists, Tiling, run_forward
 from attncompiler.runtime.triton_modules import Dims, TritonModules
 from attncompiler.runtime.triton_planner import Planner
 
@@ -55,13 +55,14 @@ class Site:
 
 
 class TritonEngine:
-    """The Triton kernels of one variant: ``kernels`` describes it, ``modules`` are its files."""
+    """The Triton kernels of one variant: ``kernels`` describes it, ``sources`` are its files."""
 
-    def __init__(self, kernels: Described, modules: TritonModules) -> None:
+    def __init__(self, kernels: Described, sources: TritonModules) -> None:
         self.kernels = kernels
-        self.modules = modules
+        self.sources = sources
         # Tests and tuning choose tiles themselves.
         self.tiling: Tiling | None = None
+        self.deterministic = True
         self._factor = kernels.dot_factor
         self._sites: dict[tuple[object, ...], Site] = {}
         self._gradient_sites: dict[tuple[object, ...], _Pair] = {}
@@ -94,7 +95,7 @@ class TritonEngine:
         if train:
             saved = out.new_empty((len(kernels.saved), *site.shape[:3]), dtype=torch.float32)
             known = dict(zip(kernels.saved, saved.unbind(), strict=True))
-            names = zip(kernels.signature.stats, self.modules.signature.stats, strict=True)
+            names = zip(kernels.signature.stats, self.sources.signature.stats, strict=True)
             rows = {argument: known[name] for name, argument in names if name in known}
             if kernels.saves_value(q.dtype):
                 value = out.new_empty(site.shape, dtype=torch.float32)
@@ -104,7 +105,7 @@ class TritonEngine:
             with refusals("forward"):
                 run_forward(
                     site.module,
-                    self.modules.signature,
+                    self.sources.signature,
                     tiling,
                     q,
                     k,
@@ -118,6 +119,7 @@ class TritonEngine:
                     saved=rows,
                     value=value,
                     lists=self._lists(site, tiling, q, captured, q_start, numbers),
+                    allow_tf32=_allows_tf32(q),
                 )
 
         first_accepted([("forward", site.tilings)], launch)
@@ -143,9 +145,9 @@ class TritonEngine:
         q, k, v = inputs
         types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
         dims = _dims(q, v)
-        backward, module = self.modules.backward(dims, types_of, wanted)
-        planner = self._planner(dims, types_of)
-        signature = self.modules.signature
+        backward, module = self.sources.backward(dims, types_of, wanted)
+        planner = self._planner(dims, types_of, huge=_huge(params.values()))
+        signature = self.sources.signature
         gradient = grad if grad.stride(3) == 1 or grad.shape[3] == 1 else grad.contiguous()
 
         def launch(tried: Sequence[Tiling]) -> Gradients:
@@ -180,6 +182,8 @@ class TritonEngine:
                 q_start=q_start,
                 scale=scale * self._factor,
                 lists=lists,
+                deterministic=self.deterministic,
+                allow_tf32=_allows_tf32(q),
             )
 
         found = first_accepted(self._backward_tilings(q, k, v, gradient, wanted), launch)
@@ -189,14 +193,20 @@ class TritonEngine:
         )
         return Gradients(dq, dk, dv, found.tensors)
 
-    def _planner(self, dims: Dims, types_of: Mapping[str, str]) -> Planner | None:
-        """What lists the tiles of calls with captured tensors of these types; None where kernels find them."""
-        if not self.modules.signature.listed:
+    def _planner(
+        self, dims: Dims, types_of: Mapping[str, str], *, huge: bool = False
+    ) -> Planner | None:
+        """What lists the tiles of calls with captured tensors of these types; None where kernels find them.
+
+        ``huge``: some number of the call is; sums that runs of tiles are found by might overflow.
+        """
+        signature = self.sources.signature
+        if not signature.masked or (signature.runs and not huge):
             return None
-        signature, module = self.modules.plan(dims, types_of)
+        plan, module = self.sources.plan(dims, types_of)
         planner = self._planners.get(module)
         if planner is None:
-            planner = self._planners[module] = Planner(module, signature)
+            planner = self._planners[module] = Planner(module, plan)
         return planner
 
     def _backward_tilings(
@@ -215,7 +225,7 @@ class TritonEngine:
 
         def chosen(kind: Kind) -> tuple[Kind, Tilings]:
             def listed(target: Target) -> Sequence[Config]:
-                return self.modules.configs(kind, target, _dims(q, v), wanted)
+                return self.sources.configs(kind, target, _dims(q, v), wanted)
 
             return kind, tilings(listed, q, k, v, grad)
 
@@ -234,10 +244,15 @@ class TritonEngine:
         q_start: int,
         numbers: Sequence[float],
     ) -> TileLists | None:
-        if site.planner is None:
+        planner, signature = site.planner, self.sources.signature
+        if planner is None and _huge(numbers):
+            names = (t.name for t in self.kernels.signature.tensors)
+            types = {n: str(x.dtype)[6:] for n, x in zip(names, captured, strict=True)}
+            dims = ELEMENT_TYPES[q.dtype], q.shape[3], site.shape[3]
+            planner = self._planner(dims, types, huge=True)
+        if planner is None:
             return None
-        signature = self.modules.signature
-        return site.planner.lists(
+        return planner.lists(
             q.device,
             site.sizes,
             q_start,
@@ -280,10 +295,10 @@ class TritonEngine:
         types_of = dict(zip((t.name for t in tensors), types, strict=True))
         dims = _dims(q, v)
         return Site(
-            self.modules.forward(dims, types_of),
+            self.sources.forward(dims, types_of),
             Tilings([self.tiling])
             if self.tiling
-            else tilings(lambda t: self.modules.configs("forward", t, dims), q, k, v),
+            else tilings(lambda t: self.sources.configs("forward", t, dims), q, k, v),
             (*q.shape[:3], v.shape[3]),
             LARGEST_POSITION - q.shape[2],
             any(x.numel() == 0 for x in captured),
@@ -296,4 +311,11 @@ def _dims(q: Tensor, v: Tensor) -> Dims:
     return ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
 
 
-__all__ = ["ELEMENT_TYPES", "Mapping", "TritonEngine", "width_of"]
+def _huge(numbers: Iterable[float]) -> bool:
+    """Whether an integer among the numbers of a call does not fit 32 bits."""
+    return any(isinstance(x, int) and abs(x) >= 2**31 for x in numbers)
+
+
+def _allows_tf32(q: Tensor) -> bool:
+    """Whether torch may multiply float32 in less than full precision on the device of q, so that we may too."""
+    return q.is_cuda and torch.backends.cuda.matmul.allow_tf32

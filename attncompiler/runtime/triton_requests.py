@@ -27,7 +27,8 @@ class Call:
     """What a kernel is compiled for: the type of q, k and v, head dimensions, types of captured tensors by argument.
 
     ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` is that of
-    ``triton_launch.widened``, ``trains`` says whether a forward keeps what a backward reads.
+    ``triton_launch.widened``, ``trains`` says whether a forward keeps what a backward reads,
+    ``fused`` whether the second kernel of a backward adds up dq.
     """
 
     dtype: str
@@ -38,6 +39,7 @@ class Call:
     listed: bool
     trains: bool = False
     widen: str = ""
+    fused: bool = False
 
 
 def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelRequest:
@@ -53,7 +55,7 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "LISTED": call.listed,
         "DESCRIPTORS": config.descriptors, "POSITIVE": True,
         "PRECISION": "ieee", "WIDEN": call.widen,
-        "LONG": False, "REVERSED": True, "PHASE": 2,
+        "LONG": False, "REVERSED": True, "PHASE": 2, "FUSED": call.fused,
         "TRANSPOSED": False, "EXACT": True,
     }  # fmt: skip
     # Rows of heads whose bytes 16 divides begin where vectors can be loaded.
@@ -62,6 +64,8 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
         kind = _type(name, call, element)
         if name == "value_pointer" and kernel == "rows":
             kind = "*fp32"
+        if name == "dq_pointer" and kernel == "columns":
+            kind = "*fp32" if call.fused else None
         if name in fixed:
             constants[name] = chosen[name]
         elif kind is None:

@@ -79,13 +79,13 @@ def build_gpu(
     Raises NoConfigurationError for a kernel of which nothing is left on a target.
     """
     cases = [(k, t) for group in wanted for t in targets for k in group.kernels]
-    tasks = [(k, t, config) for k, t in cases for config in k.configs(t)]
+    tasks = [(k, t, config) for k, t in cases for config in k.candidates(t)]
     results = _compiled([(k.request(t, c), t) for k, t, c in tasks], jobs, progress)
     made = dict(zip(tasks, results, strict=True))
     rows: list[ResourceRow] = []
     binaries: dict[tuple[GpuKernel, Target], GpuBinary] = {}
     for kernel, target in cases:
-        found = choose([(c, made[kernel, target, c]) for c in kernel.configs(target)], kernel)
+        found = choose([(c, made[kernel, target, c]) for c in kernel.candidates(target)], kernel)
         rows += found
         binaries[kernel, target] = _binary(kernel, target, found)
     plans = list(_plans(wanted, binaries))

@@ -96,44 +96,52 @@ def test_hopper_multiplies_and_loads_as_it_can() -> None:
     assert ampere["async_copy"] > 0
 
 
-def loop_of_full_tiles(text: str) -> list[str]:
-    """The instructions of the first loop in PTX with matrix products and no comparison of pairs: that of full tiles."""
-    blocks: dict[str, list[str]] = {}
-    label = ""
-    for line in text.splitlines():
-        if found := re.match(r"\s*(\$\w+):", line):
-            label = found[1]
-            blocks[label] = []
-        elif label:
-            blocks[label].append(line.strip())
-    loops = [
-        lines
-        for name, lines in blocks.items()
-        if any("wgmma.mma_async" in x for x in lines)
-        and any("bra" in x and name in x for x in lines)
+def loops_with_products(text: str) -> list[list[str]]:
+    """The instructions of each innermost loop in PTX that multiplies, in the order of the text."""
+    lines = [line.strip() for line in text.splitlines()]
+    starts = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\$L__BB\w+):", line))}
+    spans = [
+        (starts[m[1]], i)
+        for i, line in enumerate(lines)
+        if (m := re.search(r"\bbra(?:\.uni)?\s+(\$L__BB\w+);", line)) and starts[m[1]] < i
     ]
-    assert loops
-    return min(loops, key=lambda lines: sum("setp" in x for x in lines))
+    inner = [s for s in spans if not any(s[0] <= t[0] and t[1] <= s[1] and t != s for t in spans)]
+    bodies = [lines[begin:end] for begin, end in sorted(inner)]
+    return [body for body in bodies if any("wgmma.mma_async" in line for line in body)]
+
+
+def counts(loop: list[str]) -> Counter[str]:
+    """How often each instruction stands in a loop; predicates left out."""
+    return Counter(re.split(r"[\s;]", re.sub(r"^@!?%\w+\s+", "", line))[0] for line in loop)
 
 
 def test_an_element_of_a_softmax_is_one_multiply_add_and_one_exponential() -> None:
-    # Softmax without a mask, 128 queries x 128 keys on 8 warps: 64 pairs a thread.
-    target = target_of("sm_90")
+    # The walk over full tiles comes first in the kernel, then that over the last tile, which masks.
     kernel = kernel_of("full", "forward", "bfloat16", 64, 64)
-    ((config, result),) = compiled(kernel, target)
+    ((config, result),) = compiled(kernel, target_of("sm_90"))
     assert isinstance(result, Built)
-    pairs = config.block_m * config.block_n // (32 * config.num_warps)
-    accumulated = config.block_m * 64 // (32 * config.num_warps)
-    loop = loop_of_full_tiles(result.text.read_text())
-    opcodes = Counter(re.split(r"[\s;]", re.sub(r"^@!?%\w+\s+", "", x))[0] for x in loop)
+    full, masked = map(counts, loops_with_products(result.text.read_text()))
+    threads = 32 * config.num_warps
+    pairs, sums = config.block_m * config.block_n // threads, config.block_m * 64 // threads
+    rows = 2  # of a thread, each with a maximum to scale and a factor for what was summed before
+    assert full["ex2.approx.ftz.f32"] == pairs + rows
+    assert pairs <= full["fma.rn.f32"] <= pairs + rows
+    assert sums <= full["mul.f32"] + full["mul.f32x2"] <= sums + 4 * rows
+    assert full["selp.f32"] < pairs <= masked["selp.f32"]
+    assert masked["ex2.approx.ftz.f32"] == pairs + rows
 
-    def count(prefix: str) -> int:
-        return sum(n for name, n in opcodes.items() if name.startswith(prefix))
 
-    rows = 2  # of a thread, each with a factor that rescales what was summed
-    assert count("ex2.approx") == pairs + rows
-    assert pairs <= count("fma.rn") <= pairs + 2 * rows, opcodes
-    assert count("mul") <= accumulated + 4 * rows, opcodes
+def test_a_causal_mask_costs_full_tiles_nothing() -> None:
+    for name in ("full", "causal"):
+        ((config, result),) = compiled(
+            kernel_of(name, "forward", "bfloat16", 64, 64), target_of("sm_90")
+        )
+        assert isinstance(result, Built)
+        full = counts(loops_with_products(result.text.read_text())[0])
+        pairs = config.block_m * config.block_n // (32 * config.num_warps)
+        assert full["fma.rn.f32"] < pairs + 4
+        assert full["selp.f32"] < 16
+        assert sum(n for name, n in full.items() if name.startswith("setp")) < 16
 
 
 def test_amd_multiplies_float32_in_full() -> None:

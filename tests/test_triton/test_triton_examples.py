@@ -10,6 +10,7 @@ import pytest
 from attncompiler.cases import Case
 from attncompiler.variant_file import load_variant
 from tests.example_table import files
+from tests.gradients import describe
 from tests.triton_calls import DTYPES, checker, failures, use_tiles
 
 # Two tiles of queries, two or three of keys, whole ones and pieces.
@@ -19,28 +20,29 @@ CALLS = [
     Case(B=1, H=2, G=2, M=63, N=129, D=16, Dv=24, q_start=30, layout="swapped", seed=3),
 ]
 TILES = [(64, 64), (64, 128), (128, 64)]
-# A kernel is interpreted in a second: each example runs once every time, in one of the types.
+# Interpreted, a forward takes half a second and its backward another: every time each example runs forward in one type,
+# and a third of them backward as well.
 TURNS = [
     pytest.param(
-        path,
-        turn,
-        id=f"{path.stem}-{DTYPES[turn]}",
-        marks=[pytest.mark.slow] if (number + turn) % 3 else [],
+        path, turn, gradients, id=f"{path.stem}-{DTYPES[turn]}{'-gradients' * gradients}",
+        marks=[] if (number + turn) % 3 == 0 and (number // 3 % 3 == 0 or not gradients) else [pytest.mark.slow],
     )
-    for number, path in enumerate(files())
-    for turn in range(3)
-]
+    for number, path in enumerate(files()) for turn in range(3) for gradients in (False, True)
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "turn"), TURNS)
-def test_an_example(path: Path, turn: int) -> None:
+@pytest.mark.parametrize(("path", "turn", "gradients"), TURNS)
+def test_an_example(path: Path, turn: int, gradients: bool) -> None:
     mine = checker(load_variant(path))
     number = files().index(path) // 3
     # A layout wants all tokens of its grid.
     large = mine.variant.layout is not None
     use_tiles(mine.operator, *((256, 256) if large else TILES[number % 3]))
     case = replace(CALLS[(turn + number) % 3], dtype=DTYPES[turn])
-    assert not failures(mine, [case])
+    if gradients:
+        assert not describe(mine.gradients(case))
+    else:
+        assert not failures(mine, [case], gradients=False)
 
 
 @pytest.mark.slow

@@ -39,5 +39,18 @@ def test_the_table() -> None:
     ]
 
 
+def test_what_is_chosen_and_the_row_as_data() -> None:
+    tall = Config(128, 128, 8, 2, descriptors=True)
+    row = ResourceRow(tall, built(0), Prediction(1e-3, "compute"), chosen=True)
+    assert resource_table([row]).endswith("chosen")
+    found = row.record()
+    assert (found["arch"], found["kernel"], found["chosen"]) == ("sm_90", "forward", True)
+    assert (found["registers"], found["blocks_per_sm"], found["problems"]) == (206, 1, [])
+    assert (found["seconds"], found["bound"]) == (1e-3, "compute")
+    failed = ResourceRow(tall, Failed(REQUEST, TARGET, "CompilationError: no\nmore")).record()
+    assert failed["problems"] == ["CompilationError: no"]
+    assert "registers" not in failed
+
+
 def test_no_rows() -> None:
     assert resource_table([]).startswith("arch  kernel")

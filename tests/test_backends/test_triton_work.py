@@ -1,0 +1,105 @@
+"""What formulas cost a pair, counted by hand beside what is counted from the loops."""
+
+from __future__ import annotations
+
+import pytest
+
+from attncompiler.backends.triton_backward import folded
+from attncompiler.backends.triton_work import (
+    Extra,
+    PairWork,
+    backward_extra,
+    backward_work,
+    forward_extra,
+    forward_work,
+)
+from attncompiler.compiler import compile as compile_variant
+from attncompiler.dsl import Tensor, Variant, causal, document, relu, sigmoid, tanh
+from attncompiler.ir.backward import Backward
+from attncompiler.ir.kernel import Kernel
+from attncompiler.runtime.kernels import Kernels
+
+
+class Softmax(Variant):
+    def mask(self, at):
+        return causal(at)
+
+
+class Distance(Variant):
+    slope = Tensor("h")
+
+    def score(self, s, at):
+        return s - self.slope[at.h] * (at.q - at.k)
+
+
+class Capped(Variant):
+    def score(self, s, at):
+        return 50.0 * tanh(s / 50.0)
+
+
+class Sigmoid(Variant):
+    def normalize(self, s, row):
+        return sigmoid(s - 3.0)
+
+
+class Squares(Variant):
+    def normalize(self, s, row):
+        return relu(s) * relu(s)
+
+
+class Documents(Variant):
+    ids = Tensor("position", dtype="int")
+
+    def mask(self, at):
+        return document(at, self.ids)
+
+
+class KeyBias(Variant):
+    bias = Tensor("h", "k")
+
+    def score(self, s, at):
+        return s + self.bias[at.h, at.k]
+
+
+def loops(variant: type[Variant]) -> tuple[Kernel, Backward]:
+    kernels = Kernels(compile_variant(variant).compilation)
+    return kernels.kernel, folded(kernels.loops(kernels.learns))
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        # A maximum, a scaled difference, a sum, half a conversion; a mask is of few tiles.
+        (Softmax, PairWork(3.5, 1, 1, 1)),
+        # The distance, its conversion, one product and sum more.
+        (Distance, PairWork(6.5, 1, 1, 1)),
+        # Two scales, tanh, a factor, a difference, a maximum, a sum, half a conversion.
+        (Capped, PairWork(2 + 14 + 1 + 1 + 2.5, 3, 1, 1)),
+        # A scaled difference, the sigmoid, half a conversion.
+        (Sigmoid, PairWork(1 + 15 + 0.5, 2, 1, 1)),
+        # A scale, a maximum with 0, a square, half a conversion.
+        (Squares, PairWork(3.5, 0, 1, 1)),
+    ],
+)
+def test_the_work_of_a_forward(variant: type[Variant], expected: PairWork) -> None:
+    assert forward_work(loops(variant)[0]) == expected
+
+
+def test_the_work_of_a_backward() -> None:
+    _, backward = loops(Softmax)
+    # A scaled difference, two operations for the gradient, conversions of one tile or of two.
+    assert backward_work(backward, "rows") == PairWork(3.5, 1, 2, 1)
+    assert backward_work(backward, "columns") == PairWork(4.0, 1, 2, 2)
+
+
+def test_what_kernels_keep() -> None:
+    forward, backward = loops(Softmax)
+    assert forward_extra(forward) == backward_extra(backward, "rows") == Extra()
+    assert backward_extra(backward, "columns") == Extra(across=2)
+    # Keys' documents are 64-bit integers, in the columns queries' beside two statistics.
+    forward, backward = loops(Documents)
+    assert forward_extra(forward) == Extra(across=2.5)
+    assert backward_extra(backward, "columns").across == 4.5
+    assert forward_extra(loops(KeyBias)[0]).across == 1
+    assert backward_extra(loops(Capped)[1], "rows").tiles == 1
+    assert backward_extra(loops(Distance)[1], "rows").tiles > 0

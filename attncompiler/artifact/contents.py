@@ -60,6 +60,7 @@ def package_files(
         "docstring": inspect.getdoc(type(definition.variant)) or "",
         "needs": _needs(request),
         "backends": [backend.name for backend in request.backends],
+        "has_binaries": bool(binaries),
         "kept": [name for name, _ in definition.trace.program.kept],
         "dtypes": request.dtypes,
         "head_dim": request.head_dim,

@@ -29,6 +29,7 @@ from attncompiler.runtime.triton_launch import (
     numbers,
     on_device,
     precision_of,
+    programs,
     strides,
     width_of,
 )
@@ -182,8 +183,8 @@ def run_backward(
         **strides(g=go),
         **_tiled(tilings[1], lists[1]),
     }  # fmt: skip
-    row_grid = (-(-queries // tilings[0].block_m), heads, batch)
-    column_grid = (-(-keys // tilings[1].block_n), groups, batch)
+    row_grid = programs(-(-queries // tilings[0].block_m), heads, batch)
+    column_grid = programs(-(-keys // tilings[1].block_n), groups, batch)
 
     def run(phase: int, *, columns: bool) -> None:
         with on_device(q, workspace=any(t.descriptors for t in tilings)):

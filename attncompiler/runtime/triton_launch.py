@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attncompiler.runtime.errors import LimitError
+
 # A tensor whose last element is further away than this is addressed by 64-bit offsets.
 _SHORT = 2**31 - 1
 
@@ -126,6 +128,19 @@ def strides(**tensors: Tensor) -> dict[str, int]:
     }
 
 
+def programs(blocks: int, heads: int, batches: int) -> tuple[int]:
+    """The grid of a launch, a program for each block; LimitError where a device cannot count so far."""
+    count = blocks * heads * batches
+    if count > _SHORT:
+        raise LimitError(
+            name="the number of blocks of all heads and batches",
+            value=count,
+            limit=f"a launch has at most {_SHORT} programs",
+            fix="split the batch",
+        )
+    return (count,)
+
+
 def is_long(tensors: Sequence[Tensor]) -> bool:
     """Whether an offset inside a head or a captured tensor may not fit 32 bits."""
     return any(
@@ -193,7 +208,7 @@ def run_forward(
         "WIDEN": widened(q.dtype), "LONG": is_long((q, k, v, *tensors)),
         "REVERSED": module.REVERSED,
     }  # fmt: skip
-    grid = (-(-queries // tiling.block_m), heads, batch)
+    grid = programs(-(-queries // tiling.block_m), heads, batch)
     with on_device(q, workspace=tiling.descriptors):
         module.forward[grid](**arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages)
 

@@ -22,6 +22,7 @@ from attncompiler.runtime.triton_launch import (
     captured_arguments,
     is_long,
     on_device,
+    programs,
 )
 from attncompiler.runtime.triton_launch import (
     numbers as number_arguments,
@@ -111,7 +112,7 @@ class Planner:
         }  # fmt: skip
         if lists.numel():
             with on_device(lists):
-                self.module.plan[rows, heads, batches](**arguments)
+                self.module.plan[programs(rows, heads, batches)](**arguments)
         length = lists[..., 0].sum(-1)
         order = length.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
         return TileLists(lists, order)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ class WithoutTriton(Blocked):
         super().find_spec(name, path, target)
 
 
+def listed(engine: Any, target: Any) -> dict[str, list[Any]]:
+    """How each kernel of float32 is cut on a target."""
+    dims = ("float32", 16, 24)
+    return {
+        kind: [astuple(c) for c in engine.sources.configs(kind, target, dims)]
+        for kind in ("forward", "rows", "columns")
+    }
+
+
 def of_packages(asked: dict[str, Any]) -> dict[str, Any]:
     """What packages give, and the mistakes of their calls."""
     sys.meta_path.insert(0, Blocked())
@@ -36,6 +46,9 @@ def of_packages(asked: dict[str, Any]) -> dict[str, Any]:
             "calls": [results(package.attention, *call) for call in wanted["calls"]],
             "mistakes": mistakes(package.attention, wanted["wrong"]),
         }
+        targets = importlib.import_module(f"{name}.support.backends.gpu_targets").TARGETS
+        engine = package._operator._run._engines._engines["cuda"]
+        found[name]["tiles"] = {arch: listed(engine, target) for arch, target in targets.items()}
         if wanted.get("compile"):
             compiled = torch.compile(package.attention, backend="aot_eager", fullgraph=True)
             found[name]["compiled"] = results(compiled, *wanted["calls"][0])
@@ -46,12 +59,15 @@ def of_packages(asked: dict[str, Any]) -> dict[str, Any]:
 def of_operators(asked: dict[str, Any]) -> dict[str, Any]:
     """What the operators of the same variants give."""
     from attncompiler import compile as compile_variant
+    from attncompiler.backends.gpu_targets import TARGETS
     from attncompiler.variant_file import load_variant
 
     found = {}
     for name, wanted in asked.items():
         operator = compile_variant(load_variant(Path(f"{name}_variant.py")), backend="triton")
         found[name] = {"calls": [results(operator, *call) for call in wanted["calls"]]}
+        engine = operator._engines["cpu"]
+        found[name]["tiles"] = {arch: listed(engine, target) for arch, target in TARGETS.items()}
     return found
 
 

@@ -105,6 +105,7 @@ def test_packages_do_what_operators_do(folder: Path, asked: dict[str, Any]) -> N
     for name in SOURCES:
         for mine, call in zip(found[name]["calls"], wanted[name]["calls"], strict=True):
             same(mine, call)
+        assert found[name]["tiles"] == wanted[name]["tiles"]
     assert "grad slope" in wanted["alibi"]["calls"][0]
     assert "grad gate" in wanted["everything"]["calls"][0]
     for name, kind, text in (

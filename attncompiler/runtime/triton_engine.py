@@ -288,7 +288,7 @@ class TritonEngine:
             raise DtypeError(
                 name="q",
                 detail="the triton backend computes in float32, float64 is not supported",
-                fix="convert to float32, or call it on the CPU, with kernels of the cpp backend",
+                fix='convert to float32, or call it on the CPU with kernels of backend="cpp"',
             )
         tensors = self.kernels.signature.tensors
         types = check_tensors(self.kernels.name, tensors, captured, sizes_of(q, v), q.device)

@@ -297,15 +297,11 @@ class TritonEngine:
         )
 
 
-<<<<<<< HEAD
 def _huge(numbers: Iterable[float]) -> bool:
     """Whether an integer among the numbers of a call does not fit 32 bits."""
     return any(isinstance(x, int) and abs(x) >= 2**31 for x in numbers)
 
 
-__all__ = ["ELEMENT_TYPES", "Mapping", "TritonEngine", "width_of"]
-=======
 def _allows_tf32(q: Tensor) -> bool:
     """Whether torch may multiply float32 in less than full precision on the device of q, so that we may too."""
     return q.is_cuda and torch.backends.cuda.matmul.allow_tf32
->>>>>>> main

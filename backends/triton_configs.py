@@ -22,8 +22,8 @@ _KIB = 1024
 # multiplies and for the forward kernel, that of rows and that of columns. Whatever else a kernel needs is left out:
 # the numbers were read off generated kernels (tests/test_backends/test_generated_resources.py compiles them).
 _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
-    "wgmma": (175, 175, 175),
-    "tcgen05": (145, 143, 165),
+    "wgmma": (175, 175, 166),
+    "tcgen05": (145, 143, 155),
     "mma": (130, 122, 150),
     "mfma": (350, 350, 350),
     "mfma_float32": (350, 350, 350),
@@ -36,6 +36,15 @@ _USED: dict[Family, tuple[float, float, float]] = {
     "mma": (1.5, 1.5, 1.5),
     "mfma": (0.0, 0.0, 8.0),
     "mfma_float32": (0.0, 0.0, 8.0),
+    "fma": (0.0, 0.0, 0.0),
+}
+# What a value of pairs that is kept takes, in tiles.
+_HELD: dict[Family, tuple[float, float, float]] = {
+    "wgmma": (0.5, 0.5, 1.5),
+    "tcgen05": (0.5, 0.5, 0.5),
+    "mma": (0.5, 1.5, 0.5),
+    "mfma": (0.5, 0.5, 20.0),
+    "mfma_float32": (0.5, 0.5, 20.0),
     "fma": (0.0, 0.0, 0.0),
 }
 # Loads by pointer take more than descriptors.
@@ -180,7 +189,7 @@ def _tile_registers(
     used = _USED[family][_KINDS.index(kind)]
     taken = used * extra.across * walked * share
     taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
-    taken += 0.5 * extra.tiles * tile
+    taken += _HELD[family][_KINDS.index(kind)] * extra.tiles * tile
     if kind == "forward":
         return m * extra.accumulators * v / threads + 1.5 * tile + taken
     return (m * d if kind == "rows" else n * (d + v)) / threads + 2 * tile + taken

@@ -38,6 +38,7 @@ _COSTS: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 _LOAD = 3.0  # an address, a conversion, the load itself
 _ADD_TO_MEMORY = 12.0  # atomic addition of one number as a 64-bit integer
+_LOADED = 4  # tiles that a load of each pair takes
 _CONVERSION = 0.5  # two numbers at a time to 16 bits
 
 
@@ -149,7 +150,9 @@ def _shared(score: Expr, bodies: list[Expr]) -> int:
     roots = [*bodies, *([score] if score is not Dot() and Score() in set(walk(*bodies)) else [])]
     users = Counter(c for n in walk(*roots) for c in set(children(n)))
     users.update(bodies)
-    return sum(isinstance(n, Call) and _is_pair(n) and users[n] > 1 for n in users)
+    shared = sum(isinstance(n, Call) and _is_pair(n) and users[n] > 1 for n in users)
+    # A value of a tensor for each pair is loaded from an address of its own, computed in 64 bits, ahead of its use.
+    return shared + _LOADED * sum(isinstance(n, Load) and _is_pair(n) for n in walk(*roots))
 
 
 def _pair_roots(p: KernelPass | BackwardPass) -> list[Expr]:

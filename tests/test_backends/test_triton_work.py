@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attncompiler.backends.triton_backward import folded
+from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.backends.triton_work import (
     Extra,
     PairWork,

@@ -85,9 +85,7 @@ def run(
                 )
                 ours = rows[0].timing
                 assert ours is not None
-                products = (
-                    14 if training else 4
-                )  # 2 and 5 products, each 2 operations a number
+                products = 14 if training else 4  # 2 and 5 products, each 2 operations a number
                 pairs = size.batch * size.heads * _visited(variant, size, inputs.tensors)
                 return Line(
                     type(variant).__name__,

@@ -6,14 +6,15 @@ last. Registers depend on the variant by what its kernel keeps beside the tiles 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from attncompiler.backends.gpu_targets import Target
+from attncompiler.backends.tile_config import Config as Config
+from attncompiler.backends.tile_config import Kind as Kind
 from attncompiler.backends.triton_seeds import COLUMNS, FORWARD, ROWS, Family
 from attncompiler.backends.triton_work import Extra
 
-Kind = Literal["forward", "rows", "columns"]
 _KINDS: tuple[Kind, ...] = ("forward", "rows", "columns")
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _KIB = 1024
@@ -49,21 +50,6 @@ _HELD: dict[Family, tuple[float, float, float]] = {
 # Loads by pointer take more than descriptors.
 _POINTER_REGISTERS = 30
 PLAIN = Extra()
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """A tile of ``block_m`` queries by ``block_n`` keys, and how a block works on it.
-
-    ``num_stages`` is how many tiles are in flight, ``descriptors`` whether whole tiles are loaded by the tensor
-    memory accelerator instead of by pointers.
-    """
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-    descriptors: bool = False
 
 
 def configs(

@@ -249,9 +249,9 @@ def test_a_wrong_kernel_fails_the_test_of_its_package(
 def test_the_files_of_a_package(everything: Path) -> None:
     folder = everything / "packed"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["variant"], manifest["backend"], manifest["dtypes"]) == (
+    assert (manifest["variant"], manifest["backends"], manifest["dtypes"]) == (
         "Everything",
-        "cpp",
+        {"cpp": "cpu"},
         ["float32"],
     )
     written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}

@@ -221,22 +221,22 @@ def test_a_stop_half_way_keeps_the_old_package(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package(tmp_path / "packed")
-    rename, write = os.rename, Path.write_text
+    rename, write = os.rename, Path.write_bytes
 
     def broken_rename(source: Any, target: Any) -> None:
         if Path(source).name == "new":
             raise OSError("disk full")
         rename(source, target)
 
-    def broken_write(path: Path, text: str, *more: Any, **named: Any) -> int:
+    def broken_write(path: Path, data: bytes) -> int:
         if path.name == "a.cpp":
             raise OSError("disk full")
-        return write(path, text, *more, **named)
+        return write(path, data)
 
     if failing == "rename":
         monkeypatch.setattr(os, "rename", broken_rename)
     else:
-        monkeypatch.setattr(Path, "write_text", broken_write)
+        monkeypatch.setattr(Path, "write_bytes", broken_write)
     with pytest.raises(OSError, match="disk full"):
         package(tmp_path / "packed", **{"__init__.py": "x = 2\n"})
     monkeypatch.undo()

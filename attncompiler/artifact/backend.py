@@ -16,34 +16,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PackagedKernel:
-    """One kernel: its path in the package, its source, its entry in the manifest, and what is built of it here.
+    """One kernel: its path in the package, its source, its entry in the manifest, and the library built of it here.
 
-    ``ManifestKernels.find`` (``runtime/manifest.py``) chooses by the entry's ``kind`` (forward, backward, tiles),
-    ``dtype``, ``head_dim``, ``value_dim``, ``tensors`` (types by name) and ``wanted`` (tensors that get gradients).
+    ``ManifestKernels.find`` (``runtime/manifest.py``) chooses by the entry's ``backend``, ``kind`` (forward, backward,
+    tiles), ``dtype``, ``head_dim``, ``value_dim``, ``tensors`` (types by name) and ``wanted`` (those with gradients).
     """
 
     path: str
     source: str
     entry: dict[str, Any]
-    built: BuiltKernel
+    built: BuiltKernel | None = None
 
     @classmethod
     def of(
         cls,
-        built: BuiltKernel,
+        backend: str,
         kind: str,
+        file: str,
+        source: str,
         dims: tuple[str, int, int],
         tensors: dict[str, str],
         *,
-        name: str = "",
         wanted: Sequence[str] = (),
+        built: BuiltKernel | None = None,
         **more: object,
     ) -> PackagedKernel:
-        """The entry of a kernel on disk; ``name`` is that of its file, the kind unless given, and ``more`` follows."""
-        source = built.path_source.read_text()
+        """A kernel for inputs of ``dims``, in ``file`` of the package's kernels; ``more`` follows in the entry."""
         dtype, head_dim, value_dim = dims
-        path = f"kernels/{name or kind}_{dtype}{built.path_source.suffix}"
+        path = f"kernels/{file}"
         entry = {
+            "backend": backend,
             "kind": kind,
             "file": path,
             "sha256": hashlib.sha256(source.encode()).hexdigest(),
@@ -80,7 +82,7 @@ class Backend:
     """One backend.
 
     ``runtime/packaged_<name>.py`` is its ``PackagedKernels``. ``device`` is where its kernels run, ``needs`` what a
-    package needs besides torch, in words, ``libraries`` what its ``modules`` may import besides Python's own.
+    package needs for them besides torch, in words, ``libraries`` what its ``modules`` may import besides Python's own.
     """
 
     name: str

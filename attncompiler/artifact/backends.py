@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from attncompiler.artifact.backend import Backend
 from attncompiler.artifact.cpp import CPP
+from attncompiler.artifact.triton import TRITON
 
-BACKENDS: dict[str, Backend] = {CPP.name: CPP}
-# What ``--backend auto`` makes.
-USUAL = CPP.name
+BACKENDS: dict[str, Backend] = {CPP.name: CPP, TRITON.name: TRITON}

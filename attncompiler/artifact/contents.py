@@ -37,7 +37,7 @@ class Request:
     """What a package is made for: its name, the call's dimensions, the dtypes, and the command that makes it."""
 
     package: str
-    backend: Backend
+    backends: tuple[Backend, ...]
     dtypes: tuple[str, ...]
     head_dim: int
     value_dim: int
@@ -58,7 +58,9 @@ def package_files(
         "package": request.package,
         "summary": _summary(definition.variant),
         "docstring": inspect.getdoc(type(definition.variant)) or "",
-        "needs": request.backend.needs,
+        "needs": _needs(request),
+        "backends": [backend.name for backend in request.backends],
+        "has_binaries": bool(binaries),
         "kept": [name for name, _ in definition.trace.program.kept],
         "dtypes": request.dtypes,
         "head_dim": request.head_dim,
@@ -75,8 +77,10 @@ def package_files(
         **{kernel.path: kernel.source for kernel in kernels},
         **definition.files(),
         **binaries,
-        **support_files((*MODULES, *request.backend.modules), request.backend.libraries),
+        **_run_time(request),
     }
+    if any(kernel.path.endswith(".py") for kernel in kernels):
+        files["kernels/__init__.py"] = '"""The kernels, as modules of the package."""\n'
     licence = distribution("attncompiler").read_text("licenses/LICENSE")
     if licence is not None:  # the terms under which run-time files are passed on
         files[f"{SUPPORT}/LICENSE"] = licence
@@ -104,8 +108,7 @@ def _manifest(
         "command": request.command,
         "attncompiler": version("attncompiler"),
         "torch": torch.__version__,
-        "backend": request.backend.name,
-        "device": request.backend.device,
+        "backends": {backend.name: backend.device for backend in request.backends},
         "dtypes": list(request.dtypes),
         "head_dim": request.head_dim,
         "value_dim": request.value_dim,
@@ -119,11 +122,32 @@ def _manifest(
         "sample": _sample(definition.variant),
         "tokens": 0 if layout is None else layout.size,
         "reads_keys_at_queries": reads_keys_at_queries(definition.compilation.steps[0][1]),
-        "program": request.backend.program(
-            definition.compilation, wanted, backward=request.backward
-        ),
+        "program": {
+            name: x
+            for backend in request.backends
+            for name, x in backend.program(
+                definition.compilation, wanted, backward=request.backward
+            ).items()
+        },
         "kernels": [kernel.entry for kernel in kernels],
     }
+
+
+def _run_time(request: Request) -> dict[str, str]:
+    """The run-time modules: what every package needs, and what its backends need."""
+    files = support_files(MODULES)
+    for backend in request.backends:
+        files |= support_files(backend.modules, backend.libraries)
+    return files
+
+
+def _needs(request: Request) -> str:
+    """What a package needs, in words."""
+    names = {backend.device: backend.needs for backend in request.backends}
+    if len(names) == 1:
+        return f"torch and {next(iter(names.values()))}"
+    where = {"cpu": "on CPUs", "cuda": "on GPUs"}
+    return "torch, " + " and ".join(f"{need} {where[device]}" for device, need in names.items())
 
 
 def _summary(variant: Variant) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from attncompiler.artifact.backend import Backend, PackagedKernel
+from attncompiler.artifact.program import program_entry
 from attncompiler.artifact.specialize import Wanted
 from attncompiler.backends.cpp import Specialization
 from attncompiler.ir.program import TensorDecl
@@ -33,7 +31,7 @@ def packaged_kernels(
     for spec in wanted:
         built = kernels.build(_specialization(spec, kernel.tensors))
         types = _types(spec, kernel.tensors)
-        yield PackagedKernel.of(built, "forward", spec.dims, types, entry=_entry(name, built))
+        yield _packaged(name, built, "forward", spec, types)
     if kernel.planned:
         yield from _planners(kernels, wanted)
     if not backward:
@@ -42,15 +40,15 @@ def packaged_kernels(
         for learns in dict.fromkeys((kernels.learns, frozenset[str]())):
             loops = kernels.loops(learns)
             built = kernels.build_backward(_specialization(spec, loops.tensors), learns)
-            yield PackagedKernel.of(
+            yield _packaged(
+                name,
                 built,
                 "backward",
-                spec.dims,
+                spec,
                 _types(spec, loops.tensors),
-                name="backward" if learns == kernels.learns else "backward_of_inputs",
+                file="backward" if learns == kernels.learns else "backward_of_inputs",
                 wanted=sorted(learns),
                 signature=asdict(backward_signature(loops)),
-                entry=_entry(name, built),
             )
 
 
@@ -61,36 +59,34 @@ def _planners(kernels: Kernels, wanted: Sequence[Wanted]) -> Iterator[PackagedKe
     for real, like in reals.items():
         spec = Wanted((real, 1, 1), like.tensors)
         built = kernels.build_planner(_specialization(spec, plan.tensors))
-        yield PackagedKernel.of(
-            built,
-            "tiles",
-            spec.dims,
-            _types(spec, plan.tensors),
-            signature=asdict(plan_signature(plan)),
-            entry=_entry(kernels.name, built),
-        )
+        types = _types(spec, plan.tensors)
+        signature = asdict(plan_signature(plan))
+        yield _packaged(kernels.name, built, "tiles", spec, types, signature=signature)
 
 
-def program_entry(
-    compilation: Compilation, wanted: Sequence[Wanted], *, backward: bool
-) -> dict[str, Any]:
-    """What the manifest says of the program: ``ManifestKernels`` reads it."""
-    kernels = Kernels(compilation)
-    gradient = None
-    if backward:
-        dtypes = dict.fromkeys(spec.dims[0] for spec in wanted)
-        gradient = {
-            "saved": kernels.saved,
-            "learns": sorted(kernels.learns),
-            "reads_value": kernels.reads_value,
-            "saves_value": [d for d in dtypes if kernels.saves_value(getattr(torch, d))],
-        }
-    return {
-        "identity": hashlib.sha256(kernels.identity.encode()).hexdigest(),
-        "dot_factor": kernels.dot_factor,
-        **asdict(kernels.signature),
-        "gradient": gradient,
-    }
+def _packaged(
+    name: str,
+    built: BuiltKernel,
+    kind: str,
+    spec: Wanted,
+    types: dict[str, str],
+    *,
+    file: str = "",
+    wanted: Sequence[str] = (),
+    **more: object,
+) -> PackagedKernel:
+    return PackagedKernel.of(
+        "cpp",
+        kind,
+        f"{file or kind}_{spec.dims[0]}{built.path_source.suffix}",
+        built.path_source.read_text(),
+        spec.dims,
+        types,
+        wanted=wanted,
+        built=built,
+        entry=_entry(name, built),
+        **more,
+    )
 
 
 def _types(spec: Wanted, read: Sequence[TensorDecl]) -> dict[str, str]:
@@ -109,7 +105,7 @@ def _entry(name: str, built: BuiltKernel) -> str:
 CPP = Backend(
     name="cpp",
     device="cpu",
-    needs=" and a C++ compiler",
+    needs="a C++ compiler",
     libraries=frozenset({"torch"}),
     modules=("runtime.packaged_cpp",),
     kernels=packaged_kernels,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write a package DIR that needs only torch and a compiler.",
+    help="Write a package DIR that needs only torch and a C++ compiler or Triton.",
 )
 @click.option(
     "--dtype",
@@ -59,13 +59,14 @@ def build(
 
     With --out DIR, write a Python package: attention(q, k, v, ...) as one function, kernels as source that its first
     call builds, the same mathematics in plain torch (dense.py), a self test (python -m DIR.selftest), a manifest and
-    a README. It imports without attncompiler. A package that stands there already is replaced.
+    a README. It imports without attncompiler. A package that stands there already is replaced. --backend triton makes
+    one for GPUs, --backend cpp,triton one for both: tensors of the CPU run C++, those of a GPU Triton.
 
     With --backend triton and --arch, compile every kernel for these GPUs, none of which need be here, in several
     configurations. A table tells what each takes: registers and bytes spilled are those of a thread, shared memory that
     of a block, blocks/SM how many of them an SM holds; the time is a model's, for 4 x 32 heads of 4096 tokens.
-    Of those without spills one is chosen that is about as fast as any by that model. With --out the chosen binaries and
-    the table (resources.json) lie in DIR/gpu.
+    Of those without spills one is chosen that is about as fast as any by that model. With --out the package tries it
+    first, and the chosen binaries and the table (resources.json) lie in DIR/gpu.
 
     \b
     attncompiler build my_attention.py --backend cpp,triton --arch sm_80,sm_90,gfx942 --dtype bfloat16
@@ -78,11 +79,12 @@ def build(
     with console.status("importing torch"):
         import torch  # noqa: F401  its own line in the report: it takes longer than a build
 
-        from attncompiler.artifact.backends import BACKENDS, USUAL
+        from attncompiler.artifact.backends import BACKENDS
         from attncompiler.artifact.contents import Request, package_files
         from attncompiler.artifact.definition import Definition
         from attncompiler.artifact.publish import check_folder, publish
         from attncompiler.artifact.specialize import specializations
+        from attncompiler.artifact.triton import preferring
         from attncompiler.compiler import compile as compile_variant
         from attncompiler.variant_file import load_variant
     clock = _report("import", clock)
@@ -95,29 +97,35 @@ def build(
     dims = head_dim, value_dim or head_dim
     wanted = specializations(operator.compilation, tuple(dict.fromkeys(dtypes)), *dims)
     kernels: list[PackagedKernel] = []
-    if USUAL in backends:
+    # Triton's sources go into packages; a build without --out has them in the cache, with their binaries.
+    for backend in (name for name in backends if name == "cpp" or out is not None):
         with console.status("building"):
-            for kernel in BACKENDS[USUAL].kernels(operator.compilation, wanted, backward=backward):
+            for kernel in BACKENDS[backend].kernels(
+                operator.compilation, wanted, backward=backward
+            ):
                 kernels.append(kernel)
                 kind, dtype = kernel.entry["kind"], kernel.entry["dtype"]
-                for stage, seconds in kernel.built.seconds.items():
+                for stage, seconds in (kernel.built.seconds if kernel.built else {}).items():
                     click.echo(f"{stage:<10}{seconds:7.3f} s  {kind} {dtype}")
-        total = sum(sum(kernel.built.seconds.values()) for kernel in kernels)
-        cached = all(kernel.built.cached for kernel in kernels)
+    libraries = [kernel.built for kernel in kernels if kernel.built is not None]
+    if libraries:
+        total = sum(sum(library.seconds.values()) for library in libraries)
+        cached = all(library.cached for library in libraries)
         console.print(f"{'built':<10}{total:7.3f} s" + ("  (found in the cache)" if cached else ""))
     binaries = {}
     if archs:
         found = compile_for_gpus(console, operator.compilation, archs, wanted, backward=backward)
         report(console, operator.name, found, paths=out is None)
-        binaries = gpu_files(found)
+        kernels = preferring(kernels, found)
+        binaries = gpu_files(found, {kernel.source: kernel.path for kernel in kernels})
     if out is None or definition is None:
-        for kernel in kernels:
-            console.print(f"source  {kernel.built.path_source}")
+        for library in libraries:
+            console.print(f"source  {library.path_source}")
     else:
         package = out.resolve().name
         request = Request(
             package=package,
-            backend=BACKENDS[USUAL],
+            backends=tuple(BACKENDS[name] for name in backends),
             dtypes=tuple(dict.fromkeys(dtypes)),
             head_dim=dims[0],
             value_dim=dims[1],
@@ -133,8 +141,8 @@ def build(
             if "/" not in path or path.startswith(("kernels/", "gpu/")):
                 console.print(f"wrote {out / path}")
         console.print(f"test it: python -m {package}.selftest")
-    for kernel in kernels:
-        console.print(f"library {kernel.built.path_library}")
+    for library in libraries:
+        console.print(f"library {library.path_library}")
 
 
 def _report(stage: str, since: float) -> float:
@@ -159,6 +167,8 @@ def _command(
     words += [word for setting in settings for word in ("--set", setting)]
     words += [word for dtype in dict.fromkeys(dtypes) for word in ("--dtype", dtype)]
     words += ["--head-dim", str(dims[0]), "--value-dim", str(dims[1])]
+    if backends != ("cpp",):
+        words += ["--backend", ",".join(backends)]
     if archs:
-        words += ["--backend", ",".join(backends), "--arch", ",".join(t.name for t in archs)]
+        words += ["--arch", ",".join(t.name for t in archs)]
     return shlex.join([*words, *(["--backward"] if backward else [])])

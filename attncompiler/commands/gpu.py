@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +31,13 @@ def check_architectures(
         )
     if "triton" not in backends:
         return
-    if not archs:
+    if not archs and out is None:
         from attncompiler.backends.gpu_targets import TARGETS
 
         known = ", ".join(TARGETS)
         raise click.UsageError(
-            f"--backend triton needs the GPUs to compile for: --arch NAME[,NAME] from {known}"
+            f"--backend triton needs the GPUs to compile for, --arch NAME[,NAME] from {known}, "
+            "or a folder for a package, --out DIR"
         )
     for dtype in dtypes:
         if dtype not in _GPU_DTYPES:
@@ -44,10 +45,6 @@ def check_architectures(
                 f"the triton backend computes in float32, not in {dtype}: choose --dtype "
                 f"{', '.join(_GPU_DTYPES[:-1])} or {_GPU_DTYPES[-1]}"
             )
-    if out is not None and "cpp" not in backends:
-        raise click.UsageError(
-            "--out writes a package, which runs the CPU's kernels: use --backend cpp,triton, or leave --out out"
-        )
 
 
 def compile_for_gpus(
@@ -97,15 +94,20 @@ def report(console: Console, name: str, built: GpuBuild, *, paths: bool) -> None
         console.print(f"source  {source}")
 
 
-def gpu_files(built: GpuBuild) -> dict[str, bytes]:
-    """The files of a package: ``gpu/<arch>/<binary>``, sources, and ``gpu/resources.json`` about all configurations."""
+def gpu_files(built: GpuBuild, known: Mapping[str, str]) -> dict[str, bytes]:
+    """The files of a package: ``gpu/<arch>/<binary>``, and ``gpu/resources.json`` about all configurations.
+
+    ``known`` are paths in the package by the source that lies there; other sources come along.
+    """
     files: dict[str, bytes] = {}
     entries = []
     for binary in built.binaries:
         name = f"gpu/{file_name(binary)}"
-        source = f"gpu/{binary.source.parent.name.rsplit('-', 1)[0]}.py"
+        text = binary.source.read_text()
+        source = known.get(text, f"gpu/{binary.source.parent.name.rsplit('-', 1)[0]}.py")
         files[name] = binary.built.binary.read_bytes()
-        files[source] = binary.source.read_bytes()
+        if text not in known:
+            files[source] = text.encode()
         entries.append({"file": name, "source": source, **describe(binary)})
     table = {"binaries": entries, "configurations": [row.record() for row in built.rows]}
     files["gpu/resources.json"] = (json.dumps(table, indent=1) + "\n").encode()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from attncompiler.runtime.signature import KernelSet
+from attncompiler.runtime.signature import Described
 
 if TYPE_CHECKING:
     from attncompiler.runtime.backward_plan import Gradients
@@ -52,7 +52,7 @@ class EngineSet(Protocol):
     """The engines of one variant."""
 
     @property
-    def kernels(self) -> KernelSet:
+    def kernels(self) -> Described:
         """What all of them know of the variant."""
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 from attncompiler.runtime.call_checks import refuse_device
 from attncompiler.runtime.engine import Engine
 from attncompiler.runtime.errors import MissingTritonError
+from attncompiler.runtime.interpreting import is_interpreting
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.launch import Launcher
 
@@ -67,8 +68,6 @@ class Engines:
 
 def _interprets(device: str) -> bool:
     """Whether Triton kernels are interpreted, on tensors of the CPU."""
-    from attncompiler.runtime.triton_interpreter import is_interpreting
-
     return device == "cpu" and is_interpreting()
 
 
@@ -81,8 +80,9 @@ def _triton(kernels: Kernels, deterministic: bool) -> Engine:
     if importlib.util.find_spec("triton") is None:
         raise MissingTritonError
     from attncompiler.runtime.triton_engine import TritonEngine
+    from attncompiler.runtime.triton_sources import TritonSources
 
-    engine = TritonEngine(kernels)
+    engine = TritonEngine(kernels, TritonSources(kernels))
     engine.deterministic = deterministic
     return engine
 

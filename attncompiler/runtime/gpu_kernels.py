@@ -84,7 +84,7 @@ def gpu_kernels(
     gradients too, and a forward that keeps what they read.
     """
     sources = TritonSources(kernels)
-    listed = sources.signature.masked and not sources.signature.runs
+    listed = sources.signature.listed
     wanted = kernels.learns if backward else frozenset[str]()
     loops = kernels.loops(wanted) if backward else None
     call = Call(

@@ -20,7 +20,7 @@ from attncompiler.runtime.call_checks import (
     sizes_of,
 )
 from attncompiler.runtime.library import Layout, Library
-from attncompiler.runtime.signature import KernelSet, real_of
+from attncompiler.runtime.signature import Described, KernelSet, real_of
 from attncompiler.runtime.tile_tables import Sizes, TileTables, readable
 
 
@@ -233,7 +233,7 @@ class Launcher:
 
 
 def check_backward(
-    kernels: KernelSet,
+    kernels: Described,
     inputs: tuple[Tensor, Tensor, Tensor],
     grad: Tensor,
     kept_grads: Mapping[str, Tensor],

@@ -26,7 +26,9 @@ Json = Mapping[str, Any]
 
 
 class ManifestKernels:
-    """All of ``KernelSet`` (``signature.py``) that does not load a kernel."""
+    """What a manifest says of the kernels of one backend: ``Described`` (``signature.py``), and a choice among them."""
+
+    backend: str
 
     def __init__(self, folder: Path, manifest: Json) -> None:
         program = manifest["program"]
@@ -85,7 +87,9 @@ class ManifestKernels:
         Of several backwards it is the one with the fewest gradients besides those in ``wanted``. Raises NotBuiltError
         when the package has none.
         """
-        listed = [k for k in self.manifest["kernels"] if k["kind"] == kind]
+        listed = [
+            k for k in self.manifest["kernels"] if (k["backend"], k["kind"]) == (self.backend, kind)
+        ]
         same = [k for k in listed if k["dtype"] == dims[0]]
         if not same:
             known = ", ".join(dict.fromkeys(k["dtype"] for k in listed))

@@ -17,8 +17,9 @@ from torch import Tensor
 from attncompiler.runtime.call_checks import check_least, number, refuse_device
 from attncompiler.runtime.dispatch import Dispatch, autocast
 from attncompiler.runtime.engine import Engine
+from attncompiler.runtime.interpreting import is_interpreting
 from attncompiler.runtime.prepared import run_carried, wanted_by
-from attncompiler.runtime.signature import KernelSet
+from attncompiler.runtime.signature import Described
 
 
 class PackagedOperator:
@@ -104,7 +105,7 @@ class PackagedOperator:
 
 
 class PackagedEngines:
-    """The one engine of a package, read by the module of its backend, ``packaged_<backend>.py``.
+    """The engines of a package by the device they run on, each made by its backend's ``packaged_<backend>.py``.
 
     That module has ``PackagedKernels``, what the manifest says of the kernels, and ``PackagedEngine``, which runs them.
     """
@@ -113,13 +114,23 @@ class PackagedEngines:
     deterministic = True
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        module = importlib.import_module(f"{__package__}.packaged_{manifest['backend']}")
-        self.kernels: KernelSet = module.PackagedKernels(folder, manifest)
-        self._engine: Engine = module.PackagedEngine(self.kernels)
-        self._device: str = manifest["device"]
+        self._engines: dict[str, Engine] = {}
+        described: list[Described] = []
+        for backend, device in manifest["backends"].items():
+            module = importlib.import_module(f"{__package__}.packaged_{backend}")
+            described.append(module.PackagedKernels(folder, manifest))
+            self._engines[device] = module.PackagedEngine(described[-1])
+        # All backends say the same of the variant.
+        self.kernels = described[0]
+        self._interprets = "triton" in manifest["backends"]
 
     def of(self, q: Tensor) -> Engine:
-        """The engine of a call; DeviceError for a q on another device."""
-        if q.device.type != self._device:
-            refuse_device("q", q.device, f"this package runs on {self._device}", self._device)
-        return self._engine
+        """The engine of a call; DeviceError for a q on a device without one."""
+        device = q.device.type
+        if self._interprets and device == "cpu" and is_interpreting():
+            device = "cuda"
+        found = self._engines.get(device)
+        if found is None:
+            known = " and ".join(self._engines)
+            refuse_device("q", q.device, f"this package runs on {known}", next(iter(self._engines)))
+        return found

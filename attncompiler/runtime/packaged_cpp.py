@@ -17,7 +17,9 @@ __all__ = ["PackagedEngine", "PackagedKernels"]
 
 
 class PackagedKernels(ManifestKernels):
-    """The kernels that a manifest lists; every method may be called from several threads."""
+    """The C++ kernels that a manifest lists; every method may be called from several threads."""
+
+    backend = "cpp"
 
     def __init__(self, folder: Path, manifest: Json) -> None:
         super().__init__(folder, manifest)

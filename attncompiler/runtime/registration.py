@@ -28,7 +28,7 @@ from attncompiler.runtime.cache import content_key
 from attncompiler.runtime.call_checks import check_inputs, check_tensors, sizes_of
 from attncompiler.runtime.engine import EngineSet
 from attncompiler.runtime.errors import DoubleBackwardError
-from attncompiler.runtime.signature import KernelSet, real_of
+from attncompiler.runtime.signature import Described, real_of
 
 # The package's own name: a package made by ``attncompiler build`` carries this file and has another.
 _NAMESPACE = (__package__ or "").rpartition(".")[0].replace(".", "_")
@@ -121,7 +121,7 @@ class _Call:
     scale: float
     numbers: Sequence[float]
 
-    def check(self, kernels: KernelSet) -> None:
+    def check(self, kernels: Described) -> None:
         """Raise what a call of the operator would; for fake tensors, whose sizes may be symbols."""
         check_inputs(self.q, self.k, self.v, self.q_start)
         sizes = sizes_of(self.q, self.v)

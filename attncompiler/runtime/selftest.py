@@ -5,8 +5,9 @@ An error may be twice that of the dense definition in the element type of the ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from attncompiler.cases import Case
 from attncompiler.gradient_check import Leaves, arguments_of, gradients, leaves_of
+from attncompiler.runtime.interpreting import is_interpreting
 from attncompiler.runtime.sampled import DrawnTensor, Sampled
 from attncompiler.yardstick import Comparison, compare, compare_gradients, draw_inputs
 
@@ -24,6 +26,12 @@ CASES = (
     Case(B=2, H=2, G=2, M=127, N=63, q_start=1, layout="padded", seed=3),
     Case(B=1, H=1, G=1, M=5, N=1, seed=4),
     Case(B=1, H=2, G=1, M=260, N=301, layout="broadcast", seed=5),
+)
+# Triton's interpreter takes a second for what these hold: two or three tiles each way, and pieces.
+INTERPRETED_CASES = (
+    Case(B=1, H=2, G=1, M=70, N=131, q_start=61, seed=1),
+    Case(B=2, H=1, G=1, M=129, N=66, layout="padded", seed=2),
+    Case(B=1, H=2, G=2, M=5, N=1, layout="swapped", seed=3),
 )
 Attention = Callable[..., Any]
 
@@ -40,14 +48,65 @@ class SelfTest:
         self.tensors = {n: DrawnTensor.read(x) for n, x in manifest["sample"].items()}
 
     def run(self) -> int:
-        """Print a line for each dtype and case; 1 when something is wrong, else 0."""
+        """Print a line for each case; 1 when one fails or no kernel of the package runs here, else 0."""
+        missing = self.missing()
+        devices = self.devices()
+        failed = sum(self.run_on(device) for device in devices)
+        if devices:
+            print(f"{failed} failed" if failed else "all passed")
+        if missing:
+            print(f"not tested: {missing}")
+        return 1 if failed or not devices else 0
+
+    def devices(self) -> tuple[str, ...]:
+        """Where the kernels of the package run on this machine; in Triton's interpreter that is the CPU."""
+        backends = self.manifest["backends"]
+        if "triton" not in backends:
+            return tuple(backends.values())
+        usable = find_spec("triton") is not None
+        if is_interpreting():
+            return ("cpu",) if usable else ()
+        return tuple(
+            device
+            for device in backends.values()
+            if device == "cpu" or (usable and torch.cuda.is_available())
+        )
+
+    def missing(self) -> str:
+        """Why kernels of the package cannot be tested here, and what to do; empty where all can."""
+        if "triton" not in self.manifest["backends"]:
+            return ""
+        if find_spec("triton") is None:
+            return "the kernels for GPUs need Triton, which is not installed: pip install triton (Linux)"
+        if is_interpreting():
+            rest = [name for name in self.manifest["backends"] if name != "triton"]
+            return f"the {', '.join(rest)} kernels: unset TRITON_INTERPRET" if rest else ""
+        if torch.cuda.is_available():
+            return ""
+        return (
+            "the Triton kernels need a GPU, and torch finds none. To check them on the CPU, in Triton's interpreter: "
+            f"TRITON_INTERPRET=1 python -m {self.package}.selftest"
+        )
+
+    @property
+    def package(self) -> str:
+        """What the package is called."""
+        return str(self.attention.__module__)
+
+    def run_on(self, device: str) -> int:
+        """Print a line for each dtype and case; how many failed."""
         failed = 0
+        cases: Sequence[Case] = CASES
+        if "triton" in self.manifest["backends"]:
+            if is_interpreting():
+                cases = INTERPRETED_CASES
+            print(f"on {device}" + (", in Triton's interpreter" if is_interpreting() else ""))
         print(f"{'dtype':<10}{'case':<44}{'worst':<18}{'error':>9}{'plain':>10}{'limit':>10}")
         for dtype in self.manifest["dtypes"]:
-            for number, case in enumerate(CASES):
+            for number, case in enumerate(cases):
                 params = self.other_values() if number % 2 else self.values()
                 case = self.fitted(replace(case, dtype=dtype))
-                found = list(self.comparisons(case, params))
+                found = list(self.comparisons(case, params, device))
                 worst = max(found, key=lambda c: (not c.passed, c.ratio))
                 failed += not worst.passed
                 sizes = " ".join(
@@ -57,8 +116,7 @@ class SelfTest:
                     f"{dtype:<10}{sizes:<44}{worst.what:<18}{worst.error:9.1e}{worst.plain_error:10.1e}"
                     f"{worst.limit:10.1e}{'' if worst.passed else '  FAILED'}"
                 )
-        print(f"{failed} failed" if failed else "all passed")
-        return 1 if failed else 0
+        return failed
 
     def values(self) -> dict[str, float]:
         """The parameters' own values."""
@@ -83,13 +141,14 @@ class SelfTest:
             case = replace(case, N=max(case.N, case.q_start + case.M))
         return case
 
-    def comparisons(self, case: Case, params: Mapping[str, float]) -> Iterator[Comparison]:
+    def comparisons(
+        self, case: Case, params: Mapping[str, float], device: str
+    ) -> Iterator[Comparison]:
         """The output, the statistics and, where the package has a backward, the gradients of one case."""
         view: Any = object.__new__(self.carrier)
         view.__dict__.update(self.manifest["call"]["values"])
         view.__dict__.update(params, tensors=self.tensors)
         q, k, v, tensors = draw_inputs(case, view.sample, prepares=self.prepares)
-        device = self.manifest["device"]
         q, k, v = q.to(device), k.to(device), v.to(device)
         tensors = {name: x.to(device) for name, x in tensors.items()}
         given = dict(params)

@@ -90,8 +90,8 @@ class PlanSignature:
     by_head: bool
 
 
-class KernelSet(Protocol):
-    """The kernels of one variant, as launches and registered operators use them."""
+class Described(Protocol):
+    """What is known of one variant's kernels whatever their backend; registered operators need no more."""
 
     name: str
 
@@ -121,6 +121,10 @@ class KernelSet(Protocol):
 
     def saves_value(self, dtype: torch.dtype) -> bool:
         """Whether the backward of a type reads an output row before the epilogue that is not the output itself."""
+
+
+class KernelSet(Described, Protocol):
+    """The C++ kernels of one variant, as launches use them."""
 
     def forward(self, dims: tuple[str, int, int], types: tuple[str, ...]) -> Library:
         """The loaded forward kernel for an element type, head_dim and value_dim.

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.gpu_targets import TARGETS, Target
-from attncompiler.backends.triton_configs import Config, Kind, configs
-from attncompiler.backends.triton_work import Extra
-from attncompiler.runtime.call_checks import ELEMENT_TYPES
+from attncompiler.backends.tile_config import Config, Kind
 from attncompiler.runtime.errors import OldGpuError
 from attncompiler.runtime.triton_launch import Tiling
 
@@ -81,28 +79,26 @@ def _age(name: str) -> int:
 
 
 def tilings(
-    kind: Kind, q: Tensor, k: Tensor, v: Tensor, extra: Extra, grad: Tensor | None = None
-) -> Tilings:
-    """The choices for a kernel of a call whose checks have been made, the best guess first.
-
-    ``grad`` is the gradient of the output, which the kernels of a backward load in tiles.
-    """
-    if not q.is_cuda:
-        return Tilings([INTERPRETED])
-    return tilings_for(choice_of(q.device).target, kind, q, k, v, extra, grad)
-
-
-def tilings_for(
-    target: Target,
-    kind: Kind,
+    listed: Callable[[Target], Sequence[Config]],
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    extra: Extra,
     grad: Tensor | None = None,
 ) -> Tilings:
-    """``tilings`` on a device of one target."""
-    found = configs(kind, target, ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3], extra)
+    """The choices for a kernel of a call whose checks have been made, the best guess first.
+
+    ``listed`` gives those of a target; ``grad`` is the gradient of the output, which the kernels of a backward load in
+    tiles.
+    """
+    if not q.is_cuda:
+        return Tilings([INTERPRETED])
+    return tilings_for(listed(choice_of(q.device).target), q, k, v, grad)
+
+
+def tilings_for(
+    found: Sequence[Config], q: Tensor, k: Tensor, v: Tensor, grad: Tensor | None = None
+) -> Tilings:
+    """``tilings`` from the list of a target."""
     loaded = (q, k, v) if grad is None else (q, k, v, grad)
     descriptors = describable(*loaded) and knows_descriptors()
     return Tilings(list(dict.fromkeys(_fitted(c, q.shape[2], descriptors) for c in found)))

@@ -9,20 +9,20 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.names import tensor_name
-from attncompiler.backends.triton_backward_parts import folded
-from attncompiler.backends.triton_configs import Kind
-from attncompiler.backends.triton_work import backward_extra, forward_extra
+from attncompiler.backends.tile_config import Config, Kind
 from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.call_checks import (
+    ELEMENT_TYPES,
     LARGEST_POSITION,
     check_inputs,
     check_tensors,
     sizes_of,
 )
 from attncompiler.runtime.errors import DtypeError
-from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.launch import check_backward
+from attncompiler.runtime.signature import Described
 from attncompiler.runtime.tile_tables import Sizes, readable
 from attncompiler.runtime.tilings import (
     Tilings,
@@ -33,8 +33,8 @@ from attncompiler.runtime.tilings import (
 )
 from attncompiler.runtime.triton_backward import run_backward
 from attncompiler.runtime.triton_launch import TileLists, Tiling, run_forward
+from attncompiler.runtime.triton_modules import Dims, TritonModules
 from attncompiler.runtime.triton_planner import Planner
-from attncompiler.runtime.triton_sources import TritonSources
 
 # Calls with lengths that never return (decoding) must not fill the memory.
 _MOST_SITES = 256
@@ -55,18 +55,18 @@ class Site:
 
 
 class TritonEngine:
-    """The Triton kernels of one compilation."""
+    """The Triton kernels of one variant: ``kernels`` describes it, ``sources`` are its files."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Described, sources: TritonModules) -> None:
         self.kernels = kernels
-        self.sources = TritonSources(kernels)
+        self.sources = sources
         # Tests and tuning choose tiles themselves.
         self.tiling: Tiling | None = None
         self.deterministic = True
-        self._factor = kernels.compilation.plan.program.dot_factor
+        self._factor = kernels.dot_factor
         self._sites: dict[tuple[object, ...], Site] = {}
         self._gradient_sites: dict[tuple[object, ...], _Pair] = {}
-        self._planners: dict[tuple[str, ...], Planner] = {}
+        self._planners: dict[ModuleType, Planner] = {}
 
     def forward(
         self,
@@ -89,12 +89,14 @@ class TritonEngine:
         kept = saved = value = None
         rows: dict[str, Tensor] = {}
         if stats:
-            kept = out.new_empty((len(kernels.kept), *site.shape[:3]), dtype=torch.float32)
+            kept = out.new_empty(
+                (len(kernels.signature.kept), *site.shape[:3]), dtype=torch.float32
+            )
         if train:
             saved = out.new_empty((len(kernels.saved), *site.shape[:3]), dtype=torch.float32)
             known = dict(zip(kernels.saved, saved.unbind(), strict=True))
-            names = zip(kernels.kernel.plan.stats, self.sources.signature.stats, strict=True)
-            rows = {name: known[s.name] for s, name in names if s.name in known}
+            names = zip(kernels.signature.stats, self.sources.signature.stats, strict=True)
+            rows = {argument: known[name] for name, argument in names if name in known}
             if kernels.saves_value(q.dtype):
                 value = out.new_empty(site.shape, dtype=torch.float32)
 
@@ -142,8 +144,9 @@ class TritonEngine:
         kernels = self.kernels
         q, k, v = inputs
         types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
-        read_types = tuple(types_of[t.name] for t in kernels.loops(wanted).tensors)
-        planner = self._planner(types_of, huge=_huge(params.values()))
+        dims = _dims(q, v)
+        backward, module = self.sources.backward(dims, types_of, wanted)
+        planner = self._planner(dims, types_of, huge=_huge(params.values()))
         signature = self.sources.signature
         gradient = grad if grad.stride(3) == 1 or grad.shape[3] == 1 else grad.contiguous()
 
@@ -164,14 +167,14 @@ class TritonEngine:
 
                 lists = listed(rows, transposed=False), listed(columns, transposed=True)
             return run_backward(
-                self.sources.backward(wanted, read_types),
-                self.sources.backward_signature(wanted),
+                module,
+                backward,
                 (rows, columns),
                 q,
                 k,
                 v,
                 gradient,
-                value=value.contiguous() if kernels.gradient.reads_value else None,
+                value=value.contiguous() if kernels.reads_value else None,
                 saved={n: x.contiguous() for n, x in saved.items()},
                 kept_grads={n: x.contiguous() for n, x in kept_grads.items()},
                 tensors=tensors,
@@ -190,7 +193,9 @@ class TritonEngine:
         )
         return Gradients(dq, dk, dv, found.tensors)
 
-    def _planner(self, types_of: Mapping[str, str], *, huge: bool = False) -> Planner | None:
+    def _planner(
+        self, dims: Dims, types_of: Mapping[str, str], *, huge: bool = False
+    ) -> Planner | None:
         """What lists the tiles of calls with captured tensors of these types; None where kernels find them.
 
         ``huge``: some number of the call is; sums that runs of tiles are found by might overflow.
@@ -198,11 +203,10 @@ class TritonEngine:
         signature = self.sources.signature
         if not signature.masked or (signature.runs and not huge):
             return None
-        read = tuple(types_of[t.name] for t in self.kernels.compilation.tile_plan.tensors)
-        planner = self._planners.get(read)
+        plan, module = self.sources.plan(dims, types_of)
+        planner = self._planners.get(module)
         if planner is None:
-            planner = Planner(self.sources.plan(read), self.sources.plan_signature)
-            self._planners[read] = planner
+            planner = self._planners[module] = Planner(module, plan)
         return planner
 
     def _backward_tilings(
@@ -218,11 +222,14 @@ class TritonEngine:
         known = self._gradient_sites.get(key)
         if known is not None:
             return known
-        loops = folded(self.kernels.loops(wanted))
-        made: _Pair = (
-            ("rows", tilings("rows", q, k, v, backward_extra(loops, "rows"), grad)),
-            ("columns", tilings("columns", q, k, v, backward_extra(loops, "columns"), grad)),
-        )
+
+        def chosen(kind: Kind) -> tuple[Kind, Tilings]:
+            def listed(target: Target) -> Sequence[Config]:
+                return self.sources.configs(kind, target, _dims(q, v), wanted)
+
+            return kind, tilings(listed, q, k, v, grad)
+
+        made: _Pair = chosen("rows"), chosen("columns")
         if len(self._gradient_sites) >= _MOST_SITES:
             self._gradient_sites.clear()
         self._gradient_sites[key] = made
@@ -239,9 +246,10 @@ class TritonEngine:
     ) -> TileLists | None:
         planner, signature = site.planner, self.sources.signature
         if planner is None and _huge(numbers):
-            names = (t.name for t in self.kernels.kernel.tensors)
+            names = (t.name for t in self.kernels.signature.tensors)
             types = {n: str(x.dtype)[6:] for n, x in zip(names, captured, strict=True)}
-            planner = self._planner(types, huge=True)
+            dims = ELEMENT_TYPES[q.dtype], q.shape[3], site.shape[3]
+            planner = self._planner(dims, types, huge=True)
         if planner is None:
             return None
         return planner.lists(
@@ -280,21 +288,27 @@ class TritonEngine:
             raise DtypeError(
                 name="q",
                 detail="the triton backend computes in float32, float64 is not supported",
-                fix='convert to float32, or compile with backend="cpp" and call it on the CPU',
+                fix='convert to float32, or call it on the CPU with kernels of backend="cpp"',
             )
-        tensors = self.kernels.kernel.tensors
+        tensors = self.kernels.signature.tensors
         types = check_tensors(self.kernels.name, tensors, captured, sizes_of(q, v), q.device)
+        types_of = dict(zip((t.name for t in tensors), types, strict=True))
+        dims = _dims(q, v)
         return Site(
-            self.sources.forward(types),
+            self.sources.forward(dims, types_of),
             Tilings([self.tiling])
             if self.tiling
-            else tilings("forward", q, k, v, forward_extra(self.kernels.kernel)),
+            else tilings(lambda t: self.sources.configs("forward", t, dims), q, k, v),
             (*q.shape[:3], v.shape[3]),
             LARGEST_POSITION - q.shape[2],
             any(x.numel() == 0 for x in captured),
             Sizes.of(q, k),
-            self._planner(dict(zip((t.name for t in tensors), types, strict=True))),
+            self._planner(dims, types_of),
         )
+
+
+def _dims(q: Tensor, v: Tensor) -> Dims:
+    return ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
 
 
 def _huge(numbers: Iterable[float]) -> bool:

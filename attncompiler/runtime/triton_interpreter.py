@@ -9,8 +9,6 @@ It also spares a call of a device function what its kernel has done already, a t
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attncompiler.errors import InternalError
+from attncompiler.runtime.interpreting import is_interpreting as is_interpreting
 
 Array = NDArray[Any]
 Method = Callable[..., Any]
@@ -61,14 +60,6 @@ _EXPECTED = {
         "_patch_lang",
     ),
 }
-
-
-def is_interpreting() -> bool:
-    """Whether kernels run in the interpreter: as triton decided, or will decide, when it is imported."""
-    triton = sys.modules.get("triton")
-    if triton is not None and hasattr(triton, "language"):
-        return not isinstance(triton.language.sum, triton.JITFunction)
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def repair() -> None:

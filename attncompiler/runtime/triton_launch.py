@@ -46,6 +46,11 @@ class Signature:
     masked: bool
     runs: bool
 
+    @property
+    def listed(self) -> bool:
+        """Whether a planning kernel lists the tiles."""
+        return self.masked and not self.runs
+
 
 @dataclass(frozen=True, slots=True)
 class PlanSignature:

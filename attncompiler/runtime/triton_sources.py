@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.triton import render, render_backward, render_plan
 from attncompiler.backends.triton_backward import BackwardPrinter
 from attncompiler.backends.triton_backward_parts import folded
+from attncompiler.backends.triton_configs import Config, Kind, configs
+from attncompiler.backends.triton_work import Extra, backward_extra, forward_extra
 from attncompiler.frontend import definition_of
 from attncompiler.ir.expr import Call, Const, kind_of, walk
 from attncompiler.ir.program import ParamDecl, TensorDecl
@@ -20,12 +23,12 @@ from attncompiler.ir.tile_runs import tile_runs
 from attncompiler.runtime.cache import content_key, entry
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.triton_backward import BackwardSignature, GradientSignature
-from attncompiler.runtime.triton_interpreter import is_interpreting, repair
 from attncompiler.runtime.triton_launch import PlanSignature, Signature
+from attncompiler.runtime.triton_modules import Dims, ready_triton
 
 
 class TritonSources:
-    """The files of one compilation, each printed and imported once; every method may be called from several threads."""
+    """The files of one compilation, each printed and imported once; they are its ``TritonModules``."""
 
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels
@@ -47,6 +50,7 @@ class TritonSources:
         self.plan_signature = PlanSignature(
             _params(plan.params), _tensors(plan.tensors), plan.by_batch, plan.by_head, not floats
         )
+        self._backward_signatures: dict[frozenset[str], BackwardSignature] = {}
         self._modules: dict[tuple[str, tuple[str, ...]], ModuleType] = {}
         self._lock = threading.RLock()
 
@@ -81,13 +85,14 @@ class TritonSources:
             regenerate=self.kernels.command("--backend triton --backward"),
         )
 
-    def backward(self, wanted: frozenset[str], dtypes: tuple[str, ...]) -> ModuleType:
-        """The imported backward kernels."""
-        kind = "backward" + "".join(f"_{n}" for n in sorted(wanted))
-        return self._module(kind, dtypes, lambda types: self.backward_source(wanted, types))
-
     def backward_signature(self, wanted: frozenset[str]) -> BackwardSignature:
         """What the backward for the tensors in ``wanted`` takes."""
+        found = self._backward_signatures.get(wanted)
+        if found is None:
+            found = self._backward_signatures[wanted] = self._described(wanted)
+        return found
+
+    def _described(self, wanted: frozenset[str]) -> BackwardSignature:
         loops = self.kernels.loops(wanted)
         gradient = loops.gradient
         printed = BackwardPrinter(folded(loops), ["float32"] * len(loops.tensors)).context(
@@ -112,17 +117,44 @@ class TritonSources:
             finds_extrema=printed.finds_extrema,
         )
 
-    def forward(self, dtypes: tuple[str, ...]) -> ModuleType:
-        """The imported forward kernel."""
-        return self._module("forward", dtypes, self.forward_source)
+    def forward(self, dims: Dims, types: Mapping[str, str]) -> ModuleType:
+        """The imported forward kernel; one file holds for all ``dims``."""
+        return self._module("forward", self.kernels.kernel.tensors, types, self.forward_source)
 
-    def plan(self, dtypes: tuple[str, ...]) -> ModuleType:
-        """The imported planning kernel."""
-        return self._module("tiles", dtypes, self.plan_source)
+    def backward(
+        self, dims: Dims, types: Mapping[str, str], wanted: frozenset[str]
+    ) -> tuple[BackwardSignature, ModuleType]:
+        """The imported backward kernels, and what they take."""
+        kind = "backward" + "".join(f"_{n}" for n in sorted(wanted))
+        read = self.kernels.loops(wanted).tensors
+        module = self._module(kind, read, types, lambda x: self.backward_source(wanted, x))
+        return self.backward_signature(wanted), module
+
+    def plan(self, dims: Dims, types: Mapping[str, str]) -> tuple[PlanSignature, ModuleType]:
+        """The imported planning kernel, and what it takes."""
+        read = self.kernels.compilation.tile_plan.tensors
+        return self.plan_signature, self._module("tiles", read, types, self.plan_source)
+
+    def configs(
+        self, kind: Kind, target: Target, dims: Dims, wanted: frozenset[str] = frozenset()
+    ) -> Sequence[Config]:
+        """How a kernel may be cut on a target, the best guess first."""
+        return configs(kind, target, *dims, self.extra(kind, wanted))
+
+    def extra(self, kind: Kind, wanted: frozenset[str] = frozenset()) -> Extra:
+        """What a kernel keeps in registers; ``wanted`` are the tensors that a backward gives gradients."""
+        if kind == "forward":
+            return forward_extra(self.kernels.kernel)
+        return backward_extra(folded(self.kernels.loops(wanted)), kind)
 
     def _module(
-        self, kind: str, dtypes: tuple[str, ...], source: Callable[[Sequence[str]], str]
+        self,
+        kind: str,
+        read: Sequence[TensorDecl],
+        types: Mapping[str, str],
+        source: Callable[[Sequence[str]], str],
     ) -> ModuleType:
+        dtypes = tuple(types[t.name] for t in read)
         key = kind, dtypes
         found = self._modules.get(key)
         if found is None:
@@ -149,8 +181,7 @@ def import_source(path: Path) -> ModuleType:
     name = f"attncompiler_generated_{identifier(path.parent.name)}"
     if name in sys.modules:
         return sys.modules[name]
-    if is_interpreting():
-        repair()
+    ready_triton()
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -9,7 +9,6 @@ import torch
 
 from attncompiler.backends.gpu_targets import target_of
 from attncompiler.backends.triton_configs import Kind, configs
-from attncompiler.backends.triton_work import Extra
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant
 from attncompiler.runtime import triton_engine
@@ -26,6 +25,7 @@ from attncompiler.runtime.tilings import (
 )
 from attncompiler.runtime.triton_engine import TritonEngine
 from attncompiler.runtime.triton_launch import Tiling
+from attncompiler.runtime.triton_sources import TritonSources
 
 pytest.importorskip("triton")
 
@@ -71,18 +71,19 @@ def test_the_lists_are_those_of_the_target() -> None:
     q = k = v = meta(1, 4, 4096, 64)
     for name in ("sm_80", "sm_90", "gfx942"):
         for kind in ("forward", "rows", "columns"):
-            found = tilings_for(target_of(name), kind, q, k, v, Extra()).options
             expected = configs(kind, target_of(name), "bfloat16", 64, 64)
+            found = tilings_for(expected, q, k, v).options
             assert [(t.block_m, t.block_n, t.num_warps, t.num_stages) for t in found] == [
                 (c.block_m, c.block_n, c.num_warps, c.num_stages) for c in expected
             ]
-    assert tilings_for(target_of("sm_90"), "forward", q, k, v, Extra()).current.descriptors
+    listed = configs("forward", target_of("sm_90"), "bfloat16", 64, 64)
+    assert tilings_for(listed, q, k, v).current.descriptors
 
 
 @pytest.mark.parametrize(("queries", "block"), [(1, 16), (16, 16), (17, 32), (100, 128)])
 def test_few_queries_get_few_rows(queries: int, block: int) -> None:
     q, k = meta(1, 4, queries, 128), meta(1, 4, 8192, 128)
-    found = tilings_for(target_of("sm_90"), "forward", q, k, k, Extra())
+    found = tilings_for(configs("forward", target_of("sm_90"), "bfloat16", 128, 128), q, k, k)
     assert found.current.block_m == block
     assert len(set(found.options)) == len(found.options)
     if block < 128:
@@ -147,7 +148,8 @@ class FakeModule:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> TritonEngine:
     monkeypatch.setattr(triton_engine, "tilings", lambda *_: Tilings([LARGE, MIDDLE, SMALL]))
-    return TritonEngine(Kernels(compile_variant(Plain).compilation))
+    kernels = Kernels(compile_variant(Plain).compilation)
+    return TritonEngine(kernels, TritonSources(kernels))
 
 
 def test_a_refused_forward_is_remembered(
@@ -155,7 +157,7 @@ def test_a_refused_forward_is_remembered(
 ) -> None:
     launched: list[tuple[int, int]] = []
     module = FakeModule(forward=FakeKernel(64, launched))
-    monkeypatch.setattr(engine.sources, "forward", lambda types: module)
+    monkeypatch.setattr(engine.sources, "forward", lambda *_: module)
     q = torch.randn(1, 2, 200, 32)
     for _ in range(2):
         engine.forward(q, q, q, (), 0, 1.0, ())
@@ -172,7 +174,7 @@ def test_the_last_refusal_is_tritons_own_error(
 
     launched: list[tuple[int, int]] = []
     module = FakeModule(forward=FakeKernel(0, launched))
-    monkeypatch.setattr(engine.sources, "forward", lambda types: module)
+    monkeypatch.setattr(engine.sources, "forward", lambda *_: module)
     q = torch.randn(1, 2, 200, 32)
     with pytest.raises(OutOfResources, match="shared memory"):
         engine.forward(q, q, q, (), 0, 1.0, ())
@@ -187,7 +189,8 @@ def test_a_refused_backward_starts_again_with_memory_of_its_own(
     module = FakeModule(
         rows=FakeKernel(128, rows, "dq_pointer"), columns=FakeKernel(64, columns, "dv_pointer")
     )
-    monkeypatch.setattr(engine.sources, "backward", lambda wanted, types: module)
+    signature, _ = engine.sources.backward(("float32", 32, 32), {}, frozenset())
+    monkeypatch.setattr(engine.sources, "backward", lambda *_: (signature, module))
     q = torch.randn(1, 2, 200, 32)
     saved = {name: torch.zeros(1, 2, 200) for name in engine.kernels.saved}
     for _ in range(2):

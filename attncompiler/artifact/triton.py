@@ -1,0 +1,165 @@
+"""The Triton kernels of a package: turns a compilation into files, entries and lists of how kernels may be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, replace
+from typing import TYPE_CHECKING, Any
+
+from attncompiler.artifact.backend import Backend, PackagedKernel
+from attncompiler.artifact.program import program_entry
+from attncompiler.artifact.specialize import Wanted
+from attncompiler.backends.gpu_targets import TARGETS
+from attncompiler.backends.tile_config import Config, Kind
+from attncompiler.ir.program import TensorDecl
+from attncompiler.runtime.kernels import Kernels
+from attncompiler.runtime.triton_sources import TritonSources
+
+if TYPE_CHECKING:
+    from attncompiler.compiler import Compilation
+    from attncompiler.tuning.gpu_build import GpuBuild
+
+# The fields of a Config, in order.
+Tiles = tuple[Any, ...]
+
+
+def packaged_kernels(
+    compilation: Compilation, wanted: Sequence[Wanted], *, backward: bool
+) -> Iterator[PackagedKernel]:
+    """Print the kernels: forward, planner, backwards. A file serves all types and dimensions that it is the same for.
+
+    There are two backwards where tensors learn: one for calls that want their gradients, one for all others.
+    """
+    files: dict[str, str] = {}
+    for spec in wanted:
+        for kernel in _printed(compilation, spec, backward=backward):
+            yield _filed(kernel, files)
+
+
+def _printed(compilation: Compilation, spec: Wanted, *, backward: bool) -> Iterator[PackagedKernel]:
+    kernels = Kernels(compilation)
+    sources = TritonSources(kernels)
+
+    def packaged(
+        kind: str, read: Sequence[TensorDecl], source: str, file: str = "", **more: Any
+    ) -> PackagedKernel:
+        types = {t.name: spec.tensors[t.name] for t in read}
+        file = f"{file or kind}.py"
+        return PackagedKernel.of("triton", kind, file, source, spec.dims, types, **more)
+
+    def types(read: Sequence[TensorDecl]) -> list[str]:
+        return [spec.tensors[t.name] for t in read]
+
+    read = kernels.kernel.tensors
+    tiles = _tiles(sources, spec, ("forward",))
+    yield packaged("forward", read, sources.forward_source(types(read)), tiles=tiles)
+    if _planned(sources):
+        read = compilation.tile_plan.tensors
+        source = sources.plan_source(types(read))
+        yield packaged("tiles", read, source, signature=asdict(sources.plan_signature))
+    if not backward:
+        return
+    for learns in dict.fromkeys((kernels.learns, frozenset[str]())):
+        read = kernels.loops(learns).tensors
+        yield packaged(
+            "backward",
+            read,
+            sources.backward_source(learns, types(read)),
+            "backward" if learns == kernels.learns else "backward_of_inputs",
+            wanted=sorted(learns),
+            signature=asdict(sources.backward_signature(learns)),
+            tiles=_tiles(sources, spec, ("rows", "columns"), learns),
+        )
+
+
+def _planned(sources: TritonSources) -> bool:
+    """Whether some call lists tiles: those of masks without runs, and with integers that runs might overflow by."""
+    signature = sources.signature
+    integers = any(p.kind == "int" for p in sources.kernels.signature.params)
+    return signature.masked and (signature.listed or integers)
+
+
+def _filed(kernel: PackagedKernel, files: dict[str, str]) -> PackagedKernel:
+    """The kernel in a file of its own, unless another one is the same; ``files`` are those so far."""
+    if files.setdefault(kernel.path, kernel.source) == kernel.source:
+        return kernel
+    stem = kernel.path.removesuffix(".py")
+    path = f"{stem}_{kernel.entry['dtype']}.py"
+    files[path] = kernel.source
+    return replace(kernel, path=path, entry={**kernel.entry, "file": path})
+
+
+def _tiles(
+    sources: TritonSources,
+    spec: Wanted,
+    kinds: Sequence[Kind],
+    learns: frozenset[str] = frozenset(),
+) -> dict[str, dict[str, list[Tiles]]]:
+    """For each kernel of a file and each known architecture the configurations worth trying, the best guess first."""
+    return {
+        kind: {
+            name: [astuple(c) for c in sources.configs(kind, target, spec.dims, learns)]
+            for name, target in TARGETS.items()
+        }
+        for kind in kinds
+    }
+
+
+def preferring(kernels: Sequence[PackagedKernel], built: GpuBuild) -> list[PackagedKernel]:
+    """Lists with what an offline build found: the chosen one first, none that spills or fails but the last."""
+    chosen: dict[tuple[object, ...], Config] = {}
+    for binary in built.binaries:
+        dims = binary.dtype, binary.head_dim, binary.value_dim
+        chosen[binary.target.name, binary.kind, *dims] = binary.config
+    bad: dict[tuple[object, ...], set[Config]] = {}
+    for row in built.rows:
+        if row.problems:
+            place = row.result.target.name, row.result.request.kernel, row.dtype
+            bad.setdefault(place, set()).add(row.config)
+
+    def lists(entry: dict[str, Any]) -> dict[str, Any]:
+        dims = entry["dtype"], entry["head_dim"], entry["value_dim"]
+        return {
+            kind: {
+                arch: _ordered(
+                    configs, chosen.get((arch, kind, *dims)), bad.get((arch, kind, dims[0]), set())
+                )
+                for arch, configs in of_kind.items()
+            }
+            for kind, of_kind in entry["tiles"].items()
+        }
+
+    return [
+        replace(k, entry={**k.entry, "tiles": lists(k.entry)})
+        if k.entry["backend"] == "triton" and "tiles" in k.entry
+        else k
+        for k in kernels
+    ]
+
+
+def _ordered(listed: list[Tiles], first: Config | None, bad: set[Config]) -> list[Tiles]:
+    *usual, last = listed
+    found = [] if first is None else [astuple(first)]
+    found += [c for c in usual if Config(*c) not in bad]
+    return list(dict.fromkeys((*found, last)))
+
+
+def program(
+    compilation: Compilation, wanted: Sequence[Wanted], *, backward: bool
+) -> dict[str, Any]:
+    """What ``runtime/packaged_triton.py`` reads besides ``program_entry``."""
+    sources = TritonSources(Kernels(compilation))
+    common = program_entry(compilation, wanted, backward=backward)
+    return common | {"triton": asdict(sources.signature)}
+
+
+TRITON = Backend(
+    name="triton",
+    device="cuda",
+    needs="triton",
+    # numpy is imported where Triton's interpreter runs, which needs it itself.
+    libraries=frozenset({"torch", "triton", "numpy"}),
+    modules=("runtime.packaged_triton",),
+    kernels=packaged_kernels,
+    program=program,
+)

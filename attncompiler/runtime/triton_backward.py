@@ -181,7 +181,7 @@ def run_backward(
         "go_pointer": go, "dk_pointer": dk, "dv_pointer": dv, "dq_pointer": sums,
         **{f"from_{name}": x for name, x in handed.items()},
         **strides(g=go),
-        **_tiled(tilings[1], lists[1]),
+        **_tiled(tilings[1], lists[1]), "ALONE": heads == groups,
     }  # fmt: skip
     row_grid = programs(-(-queries // tilings[0].block_m), heads, batch)
     column_grid = programs(-(-keys // tilings[1].block_n), groups, batch)

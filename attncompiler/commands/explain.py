@@ -73,7 +73,7 @@ def explain(
 
         check_picture(picture)
     variant = load_variant(file, name, settings)
-    compilation = compile_variant(variant, backend=backend).compilation
+    operator = compile_variant(variant, backend=backend)
     lines: Iterator[str]
     tiles = None
     try:
@@ -83,7 +83,7 @@ def explain(
         if lengths is not None or picture is not None:
             raise
         lines = _without_map(error)
-    click.echo(tell(compilation, lines), nl=False)
+    click.echo(tell(operator.compilation, operator._engines.explain(), lines), nl=False)
     if picture is not None and tiles is not None:
         from attncompiler.tile_picture import draw
 

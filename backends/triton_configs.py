@@ -22,7 +22,7 @@ _KIB = 1024
 # multiplies and for the forward kernel, that of rows and that of columns. Whatever else a kernel needs is left out:
 # the numbers were read off generated kernels (tests/test_backends/test_generated_resources.py compiles them).
 _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
-    "wgmma": (175, 175, 166),
+    "wgmma": (175, 175, 186),
     "tcgen05": (145, 143, 155),
     "mma": (130, 122, 150),
     "mfma": (350, 350, 350),

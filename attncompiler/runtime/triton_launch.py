@@ -210,7 +210,12 @@ def run_forward(
     }  # fmt: skip
     grid = programs(-(-queries // tiling.block_m), heads, batch)
     with on_device(q, workspace=tiling.descriptors):
-        module.forward[grid](**arguments, num_warps=tiling.num_warps, num_stages=tiling.num_stages)
+        module.forward[grid](
+            **arguments,
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
+            enable_fp_fusion=True,  # a multiply-add an element: newer compilers fuse only when asked
+        )
 
 
 def on_device(x: Tensor, *, workspace: bool = False) -> Any:

@@ -25,10 +25,12 @@ def engine_of(op: Operator, device: str = "cpu") -> TritonEngine:
     return engine
 
 
-def use_tiles(op: Operator, block_m: int, block_n: int, device: str = "cpu") -> None:
+def use_tiles(
+    op: Operator, block_m: int, block_n: int, device: str = "cpu", *, persistent: int = 0
+) -> None:
     """Every later call has tiles of so many queries and keys."""
     engine = engine_of(op, device)
-    engine.tiling = Tiling(block_m, block_n, 4, 2)
+    engine.tiling = Tiling(block_m, block_n, 4, 2, persistent=persistent)
     engine._sites.clear()
 
 

@@ -22,13 +22,18 @@ _SHORT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a kernel is cut: tile sides, warps of a program, stages of the software pipeline, tensor descriptors."""
+    """How a kernel is cut: tile sides, warps of a program, stages of the software pipeline, tensor descriptors.
+
+    ``persistent``: of a forward, at most so many programs are launched, and each takes one block after the other; 0
+    launches one for each block.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
     descriptors: bool = False
+    persistent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +211,11 @@ def run_forward(
         "LISTED": lists is not None, "DESCRIPTORS": tiling.descriptors,
         "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
         "WIDEN": widened(q.dtype), "LONG": is_long((q, k, v, *tensors)),
-        "REVERSED": module.REVERSED,
+        "REVERSED": module.REVERSED, "PERSISTENT": tiling.persistent > 0,
     }  # fmt: skip
     grid = programs(-(-queries // tiling.block_m), heads, batch)
+    if tiling.persistent:
+        grid = (min(tiling.persistent, *grid),)
     with on_device(q, workspace=tiling.descriptors):
         module.forward[grid](
             **arguments,

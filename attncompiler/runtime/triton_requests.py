@@ -55,7 +55,7 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "LISTED": call.listed,
         "DESCRIPTORS": config.descriptors, "POSITIVE": True,
         "PRECISION": "ieee", "WIDEN": call.widen,
-        "LONG": False, "REVERSED": True, "PHASE": 2, "FUSED": call.fused, "ALONE": True,
+        "LONG": False, "REVERSED": True, "PHASE": 2, "FUSED": call.fused, "PERSISTENT": False, "ALONE": True,
         "TRANSPOSED": False, "EXACT": True,
     }  # fmt: skip
     # Rows of heads whose bytes 16 divides begin where vectors can be loaded.

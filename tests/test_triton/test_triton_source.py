@@ -104,7 +104,7 @@ def test_an_undefined_name_is_noticed() -> None:
     ((_, text), *_) = texts(Base)
     assert not undefined(text)
     broken = text.replace("    i_g = i_h // (H // G)\n", "    i_g = i_h // (H // Groups)\n")
-    assert undefined(broken) == ["forward: Groups"]
+    assert undefined(broken) == ["block_of_queries: Groups"]
 
 
 def code(variant: Variant | type[Variant]) -> str:

@@ -126,10 +126,13 @@ def run_backward(
     q_start: int,
     scale: float,
     lists: tuple[TileLists | None, TileLists | None],
+    wants: tuple[bool, bool, bool] = (True, True, True),
     deterministic: bool = True,
     allow_tf32: bool = False,
 ) -> Gradients:
-    """The gradients of q, k, v and of the signature's tensors, in their own dtypes. All checks have been made.
+    """The gradients of q, k, v, as ``wants`` says, and of the signature's tensors, in their own dtypes.
+
+    All checks have been made. What nobody wants is not computed.
 
     ``out_grad`` [B, H, M, Dv] in the dtype of q with a contiguous last axis; ``value`` [B, H, M, Dv], ``saved`` and
     ``kept_grads`` [B, H, M] float32 and contiguous. ``tilings`` and ``lists`` are those of the walks over keys and over
@@ -143,13 +146,22 @@ def run_backward(
     )
     whole = {g.name: deterministic and not g.stored for g in signature.grads}
     buffers = {g.name: Buffer.of(tensors[g.name], whole=whole[g.name]) for g in signature.grads}
+
+    def gradients(exponents: Mapping[str, Tensor]) -> Gradients:
+        found = {n: b.total(exponents.get(n), tensors[n]) for n, b in buffers.items()}
+        q_grad, k_grad, v_grad = (
+            x if wanted else None for x, wanted in zip((dq, dk, dv), wants, strict=True)
+        )
+        return Gradients(q_grad, k_grad, v_grad, found)
+
     if 0 in (batch, heads, queries):
-        return _gradients(dq, dk, dv, buffers, {}, tensors)
+        return gradients({})
     go = out_grad.new_empty(out_grad.shape, dtype=q.dtype) if signature.own_go else out_grad
     handed = {name: q.new_empty(q.shape[:3], dtype=torch.float32) for name in signature.handed}
     known = {argument: saved[name] for name, argument in signature.saved}
     # In any order: the second kernel adds up dq as well, so that scores are computed once.
-    sums = None if deterministic else torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    fused = wants[0] and not deterministic
+    sums = torch.zeros(q.shape, dtype=torch.float32, device=q.device) if fused else None
     captured = [readable(tensors[name]) for _, name, _ in signature.tensors]
     shared: dict[str, Any] = {
         "q_pointer": q, "k_pointer": k, "v_pointer": v,
@@ -161,7 +173,7 @@ def run_backward(
         **_gradient_arguments(signature.grads, buffers, tensors),
         "HEAD_DIM": head_dim, "VALUE_DIM": value_dim,
         "HEAD_WIDTH": width_of(head_dim), "VALUE_WIDTH": width_of(value_dim),
-        "FUSED": sums is not None, "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
+        "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
         "LONG": is_long((q, k, v, out_grad, *captured)),
         # Fused multiply-adds would round the same formula differently in each kernel.
         "enable_fp_fusion": not signature.finds_extrema,
@@ -174,6 +186,8 @@ def run_backward(
         **{argument: kept_grads.get(name) for name, argument in signature.kept},
         **{f"handed_{name}": x for name, x in handed.items()},
         **strides(g=out_grad, d=dq),
+        # Without its own walk for dq: the second kernel gives it, or nobody wants it.
+        "FUSED": fused or not wants[0],
         **_tiled(tilings[0], lists[0]), "REVERSED": module.REVERSED,
     }  # fmt: skip
     by_columns: dict[str, Any] = {
@@ -181,6 +195,7 @@ def run_backward(
         "go_pointer": go, "dk_pointer": dk, "dv_pointer": dv, "dq_pointer": sums,
         **{f"from_{name}": x for name, x in handed.items()},
         **strides(g=go),
+        "FUSED": fused,
         **_tiled(tilings[1], lists[1]), "ALONE": heads == groups,
     }  # fmt: skip
     row_grid = programs(-(-queries // tilings[0].block_m), heads, batch)
@@ -200,22 +215,11 @@ def run_backward(
         run(MEASURE, columns=late)
         terms = batch * heads * queries * max(keys, value_dim, 1)
         exponents = {name: b.scaled(terms) for name, b in buffers.items() if whole[name]}
-    run(WHOLE if deterministic else FLOATS, columns=True)
+    by_keys = wants[1] or wants[2] or fused or any(g.by_columns for g in signature.grads)
+    run(WHOLE if deterministic else FLOATS, columns=by_keys)
     if sums is not None:
         dq.copy_(sums.mul_(scale * module.DOT_SCALE))
-    return _gradients(dq, dk, dv, buffers, exponents, tensors)
-
-
-def _gradients(
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    buffers: Mapping[str, Buffer],
-    exponents: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-) -> Gradients:
-    found = {name: b.total(exponents.get(name), tensors[name]) for name, b in buffers.items()}
-    return Gradients(dq, dk, dv, found)
+    return gradients(exponents)
 
 
 def _tiled(tiling: Tiling, lists: TileLists | None) -> dict[str, Any]:

@@ -182,16 +182,12 @@ class TritonEngine:
                 q_start=q_start,
                 scale=scale * self._factor,
                 lists=lists,
+                wants=wants,
                 deterministic=self.deterministic,
                 allow_tf32=_allows_tf32(q),
             )
 
-        found = first_accepted(self._backward_tilings(q, k, v, gradient, wanted), launch)
-        dq, dk, dv = (
-            x if wants_it else None
-            for x, wants_it in zip((found.q, found.k, found.v), wants, strict=True)
-        )
-        return Gradients(dq, dk, dv, found.tensors)
+        return first_accepted(self._backward_tilings(q, k, v, gradient, wanted), launch)
 
     def _planner(
         self, dims: Dims, types_of: Mapping[str, str], *, huge: bool = False

@@ -11,7 +11,7 @@ import torch
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.runtime.operator import Operator
 from attncompiler.variant_file import load_variant
-from tests.triton_calls import use_tiles
+from tests.triton_calls import engine_of, use_tiles
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"B": 2, "H": 4, "G": 2, "M": 70, "N": 75, "D": 16, "Dv": 24, "q_start": 5}
@@ -59,3 +59,29 @@ def test_sums_in_any_order_are_the_same_but_for_rounding(name: str) -> None:
     assert "may differ in their last bits" in loose.explain()
     again, arguments = loose.__reduce__()
     assert again(*arguments)._engines.deterministic is False
+
+
+def test_what_nobody_wants_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = operator("gemma2_local")
+    q, k, v = (torch.randn(1, 2, 40, 16) for _ in range(3))
+    ran: list[str] = []
+    engine = engine_of(op)
+    launch = engine.sources.backward
+
+    def spied(*arguments: Any) -> Any:
+        signature, module = launch(*arguments)
+
+        class Spy:
+            REVERSED, DOT_SCALE = module.REVERSED, module.DOT_SCALE
+
+            def __getattr__(self, name: str) -> Any:
+                ran.append(name)
+                return getattr(module, name)
+
+        return signature, Spy()
+
+    monkeypatch.setattr(engine.sources, "backward", spied)
+    op(q.requires_grad_(), k, v).sum().backward()
+    assert ran == ["rows"]
+    op(q.detach(), k.requires_grad_(), v).sum().backward()
+    assert ran == ["rows", "rows", "columns"]

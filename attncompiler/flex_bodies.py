@@ -68,7 +68,7 @@ class BodyRecorder(Recorder):
                 name="a tensor that the body reads",
                 device=tensor.device,
                 why=f"the query is on {self._device}",
-                fix=f'tensor.to("{self._device}")',
+                fix=f'move it: tensor.to("{self._device}")',
             )
         if not any(tensor.dtype in known for known in CAPTURED_TYPES.values()):
             raise DtypeError(

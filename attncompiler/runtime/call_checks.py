@@ -157,10 +157,12 @@ def check_storage(name: str, x: object, device: torch.device | None = None) -> N
         )
 
 
-def refuse_device(name: str, device: torch.device, why: str, target: str) -> NoReturn:
-    """Raise the error of a tensor that should be on another device."""
+def refuse_device(
+    name: str, device: torch.device, why: str, target: str, other: str = ""
+) -> NoReturn:
+    """Raise the error of a tensor that should be on another device; ``other`` is what else would help."""
     fix = f"{name}.cpu()" if target == "cpu" else f'{name}.to("{target}")'
-    raise DeviceError(name=name, device=device, why=why, fix=fix)
+    raise DeviceError(name=name, device=device, why=why, fix=f"move it: {fix}{other}")
 
 
 def check_transforms(name: str, x: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from attncompiler.runtime.call_checks import refuse_device
@@ -39,9 +40,16 @@ class Engines:
         """The engine of a call; DeviceError where the backend does not run on the device of q."""
         device = q.device
         if device.type not in self._found and self.name(device.type) == "":
-            where = "the CPU" if self.backend == "cpp" else "CUDA devices"
-            target = "cpu" if self.backend == "cpp" else "cuda"
-            refuse_device("q", device, f"the {self.backend} backend runs on {where}", target)
+            if self.backend == "cpp":
+                refuse_device("q", device, "the cpp backend runs on the CPU", "cpu")
+            why = "the triton backend runs on CUDA devices"
+            if not torch.cuda.is_available():
+                why += ", of which torch finds none"
+            other = (
+                '; or compile with backend="auto", which runs C++ on the CPU; or set TRITON_INTERPRET=1 before Python '
+                "starts, for Triton's slow interpreter"
+            )
+            refuse_device("q", device, why, "cuda", other)
         return self[device.type]
 
     def explain(self) -> list[str]:

@@ -94,7 +94,7 @@ class DeviceError(AttnCompilerError):
     """A tensor on a device the backend does not run on, or on another one than q."""
 
     message = "{name} is on {device}, {why}"
-    advice = "move it: {fix}"
+    advice = "{fix}"
 
 
 class LayoutError(AttnCompilerError):

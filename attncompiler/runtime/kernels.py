@@ -60,7 +60,7 @@ class Kernels:
         """The derived backward; made when a call first needs it."""
         with self._lock:
             if self._gradient is None:
-                self._gradient = _apart(lambda: self.compilation.gradient)
+                self._gradient = apart(lambda: self.compilation.gradient)
             return self._gradient
 
     @property
@@ -113,7 +113,7 @@ class Kernels:
         """The backward that gives gradients to the tensors in ``wanted``, as loops."""
         with self._lock:
             if wanted not in self._loops:
-                self._loops[wanted] = _apart(lambda: self.compilation.backward(wanted))
+                self._loops[wanted] = apart(lambda: self.compilation.backward(wanted))
             return self._loops[wanted]
 
     def tables(self, dtype: str, types: Mapping[str, str]) -> TileTables | None:
@@ -192,7 +192,7 @@ class Kernels:
         return self.command(f"{options}{flag}")
 
 
-def _apart(derive: Callable[[], T]) -> T:
+def apart(derive: Callable[[], T]) -> T:
     """``derive()`` in a thread of its own: the caller's may be a tracer's, in whose modes torch computes nothing."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(derive).result()

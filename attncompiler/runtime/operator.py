@@ -32,7 +32,7 @@ from attncompiler.runtime.call_checks import (
 from attncompiler.runtime.dispatch import Dispatch, autocast
 from attncompiler.runtime.engines import CHOICE, Engines
 from attncompiler.runtime.errors import DtypeError
-from attncompiler.runtime.kernels import BuiltKernel, Kernels
+from attncompiler.runtime.kernels import BuiltKernel, Kernels, apart
 from attncompiler.runtime.module import AttentionModule
 from attncompiler.runtime.planning import map_tiles
 from attncompiler.runtime.tensor_types import usual_types
@@ -317,7 +317,8 @@ def _compile_listed(number: int, rows: int, columns: int, batch: bool, heads: He
     if not hasattr(operator._listed, name):
         trace, table = restricted(operator.compilation.trace, Form((rows, columns), batch, heads))
         engines = operator._engines
-        made = Operator(compile_levels(trace), engines.backend, deterministic=engines.deterministic)
+        levels = apart(lambda: compile_levels(trace))
+        made = Operator(levels, engines.backend, deterministic=engines.deterministic)
         made._table = table
         setattr(operator._listed, name, made)
     return name

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from attncompiler.backends.magnitudes import INT32_MAX, bound
+from attncompiler.backends.names import repeated
 from attncompiler.ir.expr import (
     Call,
     Const,
     Expr,
-    Load,
     Local,
     Param,
-    children,
     kind_of,
-    walk,
 )
 
 Lane = Literal["f", "i", "w", "m"]
@@ -145,17 +143,9 @@ class LanePrinter:
 
         A use in the expressions printed ``later`` counts as well.
         """
-        uses: dict[Expr, int] = {}
-        roots = list(roots)
-        both = [*roots, *later]
-        for node in walk(*both):
-            for child in children(node):
-                uses[child] = uses.get(child, 0) + 1
-        for root in both:
-            uses[root] = uses.get(root, 0) + 1
         made = []
-        for node in walk(*roots):
-            if uses[node] > 1 and isinstance(node, (Call, Load)) and node not in self.names:
+        for node in repeated(list(roots), list(later)):
+            if node not in self.names:
                 text = self(node)
                 name = f"{prefix}{len(self.names)}"
                 made.append(Definition(TYPES[text.lane], name, text.code))

@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attncompiler.backends.magnitudes import INT32_MAX, bound
+from attncompiler.backends.names import repeated
 from attncompiler.ir.expr import (
     Call,
     Const,
     Expr,
-    Load,
     Local,
     Param,
-    children,
     kind_of,
     substitute,
-    walk,
 )
 from attncompiler.ir.signs import nonnegative
 
@@ -106,17 +104,9 @@ class TritonPrinter:
 
         A use in the expressions printed ``later`` counts as well.
         """
-        roots = list(roots)
-        both = [*roots, *later]
-        uses: dict[Expr, int] = {}
-        for node in walk(*both):
-            for child in children(node):
-                uses[child] = uses.get(child, 0) + 1
-        for root in both:
-            uses[root] = uses.get(root, 0) + 1
         made = []
-        for node in walk(*roots):
-            if uses[node] > 1 and isinstance(node, (Call, Load)) and node not in self.names:
+        for node in repeated(list(roots), list(later)):
+            if node not in self.names:
                 text = self(node)
                 name = f"{prefix}{len(self.names)}"
                 made.append(Named(name, text.code))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attncompiler.backends.gpu_expr import NONE, Axes, ExprPrinter, Named, Text
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.triton_backward_context import (
     BackwardContext,
@@ -25,7 +26,6 @@ from attncompiler.backends.triton_backward_parts import (
     vanishes,
 )
 from attncompiler.backends.triton_context import IDENTITIES, ReductionText
-from attncompiler.backends.triton_expr import NONE, Axes, Named, Text, TritonPrinter
 from attncompiler.backends.triton_forward import BLOCK_NAMES, grows
 from attncompiler.backends.triton_loops import (
     FEATURE,
@@ -74,7 +74,7 @@ class BackwardPrinter(LoopPrinter):
         self._plain = False
         self._stored = {t.name for t in backward.grads if is_stored(backward, t.name)}
 
-    def _leaf(self, printer: TritonPrinter, expr: Expr) -> Text:
+    def _leaf(self, printer: ExprPrinter, expr: Expr) -> Text:
         return super()._leaf(printer, Dot() if isinstance(expr, Score) and self._plain else expr)
 
     def context(self, title: str, definition: str, regenerate: str) -> BackwardContext:
@@ -170,7 +170,7 @@ class BackwardPrinter(LoopPrinter):
         return self.scan(first.mask, rows, keys, names)
 
     def scatter(
-        self, s: Scatter, where: dict[Axes, str], printer: TritonPrinter | None = None
+        self, s: Scatter, where: dict[Axes, str], printer: ExprPrinter | None = None
     ) -> ScatterText:
         """A scatter; ``where`` says at which points of its loop, then at which of fewer axes it adds.
 

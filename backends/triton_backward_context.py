@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attncompiler.backends.gpu_expr import Named
 from attncompiler.backends.triton_context import ReductionText
-from attncompiler.backends.triton_expr import Named
 from attncompiler.backends.triton_loops import RunsText, ScanText, TensorArgument
 
 

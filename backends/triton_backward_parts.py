@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from attncompiler.backends.gpu_expr import ExprPrinter, Named
 from attncompiler.backends.triton_backward_context import ScatterText
-from attncompiler.backends.triton_expr import Named, TritonPrinter
 from attncompiler.ir.backward import Backward, BackwardPass
 from attncompiler.ir.expr import Expr, Index
 from attncompiler.ir.passes.lower import ROW
@@ -22,7 +22,7 @@ class Elements:
     ``dots`` and ``weight_grads``: whether they read the products of a tile.
     """
 
-    printer: TritonPrinter
+    printer: ExprPrinter
     lets: list[Named]
     mask_lets: list[Named]
     mask: str | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attncompiler.backends.triton_expr import Named
+from attncompiler.backends.gpu_expr import Named
 from attncompiler.backends.triton_loops import RunsText, ScanText, TensorArgument
 
 IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}

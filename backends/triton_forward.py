@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attncompiler.backends.gpu_expr import ExprPrinter, Named, Text
 from attncompiler.backends.names import identifier
 from attncompiler.backends.triton_context import (
     IDENTITIES,
@@ -15,7 +16,6 @@ from attncompiler.backends.triton_context import (
     SweepText,
     WeightText,
 )
-from attncompiler.backends.triton_expr import Named, Text, TritonPrinter
 from attncompiler.backends.triton_loops import (
     FEATURE,
     KEY,
@@ -44,7 +44,7 @@ class ForwardPrinter(LoopPrinter):
         self.kernel = kernel
         self._plain = False
 
-    def _leaf(self, printer: TritonPrinter, expr: Expr) -> Text:
+    def _leaf(self, printer: ExprPrinter, expr: Expr) -> Text:
         return super()._leaf(printer, Dot() if isinstance(expr, Score) and self._plain else expr)
 
     def context(self, title: str, definition: str, regenerate: str) -> ForwardContext:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from attncompiler.backends.gpu_expr import NONE, Axes, ExprPrinter, Lane, Named, Text
 from attncompiler.backends.magnitudes import INT32_MAX, INT_BOUNDS, POSITION_LIMIT, bound
 from attncompiler.backends.names import identifier, tensor_name
-from attncompiler.backends.triton_expr import NONE, Axes, Lane, Named, Text, TritonPrinter
+from attncompiler.backends.triton_expr import TritonPrinter
 from attncompiler.ir.expr import (
     Call,
     Dot,
@@ -94,6 +96,8 @@ class LoopPrinter:
     ``dtypes`` are the types of captured tensors, ``order`` the axes of a tile, down first.
     """
 
+    printer_type: ClassVar[type[ExprPrinter]] = TritonPrinter
+
     def __init__(
         self,
         tensors: Sequence[TensorDecl],
@@ -111,14 +115,14 @@ class LoopPrinter:
         # Of the pass that is being printed.
         self.nonpositive: frozenset[Expr] = frozenset()
 
-    def printer(self) -> TritonPrinter:
+    def printer(self) -> ExprPrinter:
         """A printer without names of its own."""
-        made: TritonPrinter
+        made: ExprPrinter
 
         def leaf(expr: Expr) -> Text:
             return self._leaf(made, expr)
 
-        made = TritonPrinter(leaf, self.bounds, self.order, self.counts, self.nonpositive)
+        made = self.printer_type(leaf, self.bounds, self.order, self.counts, self.nonpositive)
         return made
 
     def define(self, lets: Iterable[Let]) -> list[Named]:
@@ -163,7 +167,7 @@ class LoopPrinter:
 
     # -- leaves ------------------------------------------------------------------------------------------------
 
-    def _leaf(self, printer: TritonPrinter, expr: Expr) -> Text:
+    def _leaf(self, printer: ExprPrinter, expr: Expr) -> Text:
         match expr:
             case Local():
                 return self.locals[expr]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attncompiler.backends.triton_expr import Named, Text, TritonPrinter
+from attncompiler.backends.gpu_expr import ExprPrinter, Named, Text
 from attncompiler.backends.triton_loops import LoopPrinter, TensorArgument, reads
 from attncompiler.ir.expr import Expr, Local
 from attncompiler.ir.tile_plan import HEAD, TilePlan
@@ -34,7 +34,7 @@ class PlanPrinter(LoopPrinter):
         super().__init__(plan.tensors, dtypes)
         self.plan = plan
 
-    def _leaf(self, printer: TritonPrinter, expr: Expr) -> Text:
+    def _leaf(self, printer: ExprPrinter, expr: Expr) -> Text:
         if expr is HEAD:
             return Text("i_h", "i")
         if isinstance(expr, Local) and expr not in self.locals:  # a bound of a value in a tile

@@ -1,0 +1,150 @@
+"""Names of the values of a loop nest in TileLang, where formulas are printed for one element of a loop.
+
+A value of rows lies in a fragment and is read as ``x[i]``; a value of keys or of a pair is computed where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Lane, Named, Text
+from attncompiler.backends.magnitudes import INT_BOUNDS, bound
+from attncompiler.backends.names import identifier, tensor_name
+from attncompiler.backends.tilelang_expr import TilelangPrinter
+from attncompiler.backends.triton_loops import FEATURE, KEY, ROW, LoopPrinter, needed, reads
+from attncompiler.ir.expr import (
+    Dot,
+    Expr,
+    Index,
+    Load,
+    Local,
+    OldStat,
+    OutGrad,
+    Score,
+    Stat,
+    Value,
+    WeightGrad,
+    kind_of,
+    substitute,
+)
+from attncompiler.ir.kernel import Let
+from attncompiler.ir.signs import nonnegative
+
+# What a lane is stored as.
+STORED: dict[Lane, str] = {"f": "float32", "i": "int32", "w": "int64", "o": "int64", "m": "int32"}
+IDENTITIES = {"sum": "0.0", "max": '-T.infinity("float32")', "min": 'T.infinity("float32")'}
+# How loops count: the index of an axis, and what a position is made of.
+COUNTERS = {"q": "i", "k": "j", "d": "d"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Named):
+    """``name[i] = code``: a value of every row, in a fragment of ``dtype``; with ``dtype`` empty a scalar."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A loop over the elements of a tile, or over rows: definitions of one element, then what is stored for it."""
+
+    axes: str
+    lets: list[Named]
+    stores: list[tuple[str, str]]
+
+    @property
+    def header(self) -> str:
+        """``for ... in parallel(...):``."""
+        sides = {"q": "BLOCK_M", "k": "BLOCK_N", "d": "VALUE_WIDTH", "f": "HEAD_WIDTH"}
+        counters = ", ".join(COUNTERS.get(a, "d") for a in self.axes)
+        return f"for {counters} in parallel({', '.join(sides[a] for a in self.axes)}):"
+
+
+class TilelangLoops(LoopPrinter):
+    """Leaves and definitions of TileLang kernels; comes before a Triton printer among a class's bases."""
+
+    printer_type: ClassVar[type[ExprPrinter]] = TilelangPrinter
+
+    def element(self, axes: Axes) -> str:
+        """The subscript of a value with these axes."""
+        order = [*self.order, "d"]
+        return ", ".join(COUNTERS[a] for a in order if a in axes)
+
+    def _leaf(self, printer: ExprPrinter, expr: Expr) -> Text:
+        match expr:
+            case Local():
+                return self.locals[expr]
+            case Dot():
+                return Text(f"(raw[{self.element(ROW | KEY)}] * unit)", "f", ROW | KEY)
+            case Score():
+                return Text(f"score[{self.element(ROW | KEY)}]", "f", ROW | KEY)
+            case WeightGrad():
+                return Text(f"weight_grad[{self.element(ROW | KEY)}]", "f", ROW | KEY)
+            case Stat(name):
+                return Text(f"s_{identifier(name)}[i]", "f", ROW)
+            case OldStat(name):
+                return Text(f"old_{identifier(name)}[i]", "f", ROW)
+            case Value():
+                return Text("value[i, d]", "f", ROW | FEATURE)
+            case OutGrad():
+                return Text("out_grad[i, d]", "f", ROW | FEATURE)
+            case Load(tensor, (offset,), kind):
+                at = printer(offset)
+                code = f"{tensor_name(tensor)}[{at.code}]"
+                match kind:
+                    case "float":
+                        return Text(f'T.Cast("float32", {code})', "f", at.axes)
+                    case "bool":
+                        return Text(f"({code} != 0)", "m", at.axes)
+                    case "int":
+                        dtype = self.dtypes[tensor]
+                        narrow = dtype in INT_BOUNDS
+                        if dtype not in ("int32", "int64"):
+                            code = f'T.Cast("{"int32" if narrow else "int64"}", {code})'
+                        return Text(code, "i" if narrow else "w", at.axes)
+            case _:
+                return super()._leaf(printer, expr)
+
+    def define(self, lets: Iterable[Let]) -> list[Named]:
+        """Definitions of locals; those of rows are stored, those of keys are names in the loop that reads them."""
+        found: list[Named] = []
+        printer = self.printer()
+        for let in lets:
+            text = printer(let.expr)
+            name = let.local.name
+            if text.axes == ROW:
+                code = f"T.Cast(\"int32\", {text.code})" if text.lane == "m" else text.code
+                found.append(Stored(name, code, STORED[text.lane]))
+                read = f"({name}[i] != 0)" if text.lane == "m" else f"{name}[i]"
+            else:
+                found.append(Stored(name, text.code, "") if not text.axes else Named(name, text.code))
+                read = name
+            self.locals[let.local] = Text(read, text.lane, text.axes)
+            if kind_of(let.local) == "int":
+                self.bounds[name] = bound(let.expr, self.bounds)
+                if nonnegative(substitute(let.expr, self.counts)):
+                    self.counts[let.local] = Index("q")
+        return found
+
+    def spread(self, text: Text, axes: Axes) -> str:
+        """A value of one element is what it is."""
+        return text.code
+
+    def loop(
+        self, axes: str, stores: Sequence[tuple[str, str]], lets: Sequence[Named] = ()
+    ) -> Loop:
+        """A loop with the definitions that its stores read, positions included."""
+        codes = [code for _, code in stores]
+        used = needed(list(lets), codes)
+        codes += [n.code for n in used]
+        names = {"q": POSITIONS["q"], "k": POSITIONS["k"], "d": Named("i_d", "d"), "f": Named("i_d", "d")}
+        positions = [names[a] for a in axes if reads([names[a].name], codes)]
+        return Loop(axes, [*positions, *used], list(stores))
+
+
+POSITIONS = {
+    "q": Named("i_q", "q_start + T.min(first_row + i, M - 1)"),
+    "k": Named("i_k", "T.min(first + j, N - 1)"),
+}

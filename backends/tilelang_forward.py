@@ -129,8 +129,7 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
             regenerate=regenerate,
             params=text.params,
             tensors=[
-                (t, dtype)
-                for t, dtype in zip(text.tensors, self.dtypes.values(), strict=True)
+                (t, dtype) for t, dtype in zip(text.tensors, self.dtypes.values(), strict=True)
             ],
             uniform=text.uniform,
             passes=passes,
@@ -154,7 +153,9 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
         self._rows += [x for x in found if x.dtype]
         return found
 
-    def row_loop(self, lets: list[Stored], more: list[tuple[str, str]], local: list[Named]) -> Loop | None:
+    def row_loop(
+        self, lets: list[Stored], more: list[tuple[str, str]], local: list[Named]
+    ) -> Loop | None:
         """The loop over rows that fills fragments in order; None without work."""
         stores = [(f"{x.name}[i]", x.code) for x in lets if x.dtype] + more
         return self.loop("q", stores, local) if stores else None
@@ -250,7 +251,9 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
                 ]
                 masked = self.loop("qk", cut, mask_lets)
         update = self.loop("q", updates, s.factors) if updates else None
-        return SweepLoops(lanes, self.row_loop(lanes, [], []), terms, masked, found, update, products)
+        return SweepLoops(
+            lanes, self.row_loop(lanes, [], []), terms, masked, found, update, products
+        )
 
     def _finish(self, text: ForwardContext) -> FinishLoops:
         finish = text.finish
@@ -269,9 +272,7 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
             scalars=rows,
             rows=self.row_loop(rows, [], []),
             value=self.loop("qd", [("value[i, d]", f"choose({exists}, {value}, {zero})")]),
-            kept=[
-                self.loop("q", [("given[i]", code)]) for code in finish.kept
-            ],
+            kept=[self.loop("q", [("given[i]", code)]) for code in finish.kept],
             reductions=reductions,
             output=self.loop("qd", [("value[i, d]", finish.output)]),
         )
@@ -290,7 +291,9 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
             some = " | ".join(
                 f"({s.when} & (T.max({s.lo}, 0) < T.min({s.end}, N)))" for s in text.runs.rows
             )
-            by_row = self.loop("q", [("seen[i]", f"choose({some}, T.float32(1.0), T.float32(0.0))")])
+            by_row = self.loop(
+                "q", [("seen[i]", f"choose({some}, T.float32(1.0), T.float32(0.0))")]
+            )
         return SeenLoops(by_row, in_tile)
 
 
@@ -298,4 +301,4 @@ def _op_of(p: PassText, name: str) -> str:
     return next(s.op for sweep in p.sweeps for s in sweep.stats if s.name == name)
 
 
-__all__ = ["TilelangForward", "reads", "identifier"]
+__all__ = ["TilelangForward", "identifier", "reads"]

@@ -66,6 +66,8 @@ class TilelangLoops(LoopPrinter):
     """Leaves and definitions of TileLang kernels; comes before a Triton printer among a class's bases."""
 
     printer_type: ClassVar[type[ExprPrinter]] = TilelangPrinter
+    # Whether scores are the products themselves.
+    _plain: bool
 
     def element(self, axes: Axes) -> str:
         """The subscript of a value with these axes."""
@@ -73,6 +75,8 @@ class TilelangLoops(LoopPrinter):
         return ", ".join(COUNTERS[a] for a in order if a in axes)
 
     def _leaf(self, printer: ExprPrinter, expr: Expr) -> Text:
+        if isinstance(expr, Score) and self._plain:
+            expr = Dot()
         match expr:
             case Local():
                 return self.locals[expr]
@@ -115,11 +119,13 @@ class TilelangLoops(LoopPrinter):
             text = printer(let.expr)
             name = let.local.name
             if text.axes == ROW:
-                code = f"T.Cast(\"int32\", {text.code})" if text.lane == "m" else text.code
+                code = f'T.Cast("int32", {text.code})' if text.lane == "m" else text.code
                 found.append(Stored(name, code, STORED[text.lane]))
                 read = f"({name}[i] != 0)" if text.lane == "m" else f"{name}[i]"
             else:
-                found.append(Stored(name, text.code, "") if not text.axes else Named(name, text.code))
+                found.append(
+                    Stored(name, text.code, "") if not text.axes else Named(name, text.code)
+                )
                 read = name
             self.locals[let.local] = Text(read, text.lane, text.axes)
             if kind_of(let.local) == "int":
@@ -139,7 +145,12 @@ class TilelangLoops(LoopPrinter):
         codes = [code for _, code in stores]
         used = needed(list(lets), codes)
         codes += [n.code for n in used]
-        names = {"q": POSITIONS["q"], "k": POSITIONS["k"], "d": Named("i_d", "d"), "f": Named("i_d", "d")}
+        names = {
+            "q": POSITIONS["q"],
+            "k": POSITIONS["k"],
+            "d": Named("i_d", "d"),
+            "f": Named("i_d", "d"),
+        }
         positions = [names[a] for a in axes if reads([names[a].name], codes)]
         return Loop(axes, [*positions, *used], list(stores))
 

@@ -24,7 +24,9 @@ class RunsLoops:
     broken: str
 
 
-def run_loops(runs: RunsText, block: str = "BLOCK_N", length: str = "N", shift: str = "") -> RunsLoops:
+def run_loops(
+    runs: RunsText, block: str = "BLOCK_N", length: str = "N", shift: str = ""
+) -> RunsLoops:
     """The walk over the tiles that ``runs.allowed`` meet; full ones meet none of ``runs.forbidden``."""
     lets: list[tuple[str, str]] = []
     for s in (*runs.allowed, *runs.forbidden):
@@ -42,15 +44,16 @@ def run_loops(runs: RunsText, block: str = "BLOCK_N", length: str = "N", shift: 
                 )
             ]
         pieces += parts
-    total = "0"
-    tile = ""
+    total, tile = "", ""
     for i, (lo, end) in enumerate(pieces):
-        lets.append((f"piece{i}", lo))
-        lets.append((f"steps{i}", f"{total} + T.max({end} - piece{i}, 0)"))
-        before = total
+        step = f"at + {lo}"
+        count = f"T.max({end} - {lo}, 0)"
+        if i:
+            lets.append((f"piece{i}", lo))
+            step, count = f"at - {total} + piece{i}", f"{total} + T.max({end} - piece{i}, 0)"
+        tile = f"choose(at < {total}, {tile}, {step})" if i else step
         total = f"steps{i}"
-        step = f"at - {before} + piece{i}" if i else "at + piece0"
-        tile = step if i == 0 else f"choose(at < {before}, {tile}, {step})"
+        lets.append((total, count))
     broken = [f"(({s.name}_lo <= tile) & (tile < {s.name}_end))" for s in runs.forbidden]
     return RunsLoops(lets, total, tile, " | ".join([*broken, "(tile >= whole)"]))
 
@@ -59,11 +62,11 @@ def _ends(s: SpanText, block: str, length: str, shift: str) -> list[tuple[str, s
     """The first tile of a span and the one behind it; both 0 where it is empty."""
     less = f" - {shift}" if shift else ""
     lo, end = f"{s.name}_lo", f"{s.name}_end"
-    some = f"({s.name}_from < {s.name}_to)"
+    start, stop = f"T.max({s.lo}{less}, 0)", f"T.min({s.end}{less}, {length})"
+    some = f"({start} < {stop})"
     when = f"({s.when}) & {some}" if s.when != "T.bool(True)" else some
+    ended = f"choose({when}, T.ceildiv({stop}, {block}), T.int32(0))"
     return [
-        (f"{s.name}_from", f"T.max({s.lo}{less}, 0)"),
-        (f"{s.name}_to", f"T.min({s.end}{less}, {length})"),
-        (end, f'T.Cast("int32", choose({when}, T.ceildiv({s.name}_to, {block}), T.int32(0)))'),
-        (lo, f'T.min(T.Cast("int32", T.truncdiv({s.name}_from, {block})), {end})'),
+        (end, f'T.Cast("int32", {ended})'),
+        (lo, f'T.min(T.Cast("int32", T.truncdiv({start}, {block})), {end})'),
     ]

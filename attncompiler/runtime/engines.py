@@ -10,13 +10,25 @@ from torch import Tensor
 
 from attncompiler.runtime.call_checks import refuse_device
 from attncompiler.runtime.engine import Engine
-from attncompiler.runtime.errors import MissingTritonError
-from attncompiler.runtime.interpreting import is_interpreting
+from attncompiler.runtime.errors import MissingTilelangError, MissingTritonError
+from attncompiler.runtime.interpreting import SERIAL_SWITCH, is_interpreting, is_serial
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.launch import Launcher
 
 # The backend that runs on a type of device where the user leaves the choice to us.
 CHOICE = {"cpu": "cpp", "cuda": "triton"}
+# Where each backend runs.
+DEVICES = {"cpp": "cpu", "triton": "cuda", "tilelang": "cuda"}
+# Whether its kernels run on the CPU all the same, to be checked.
+_CHECKS: dict[str, Callable[[], bool]] = {
+    "cpp": lambda: False,
+    "triton": is_interpreting,
+    "tilelang": is_serial,
+}
+_SLOWLY = {
+    "triton": "TRITON_INTERPRET=1 before Python starts, for Triton's slow interpreter",
+    "tilelang": f"{SERIAL_SWITCH}=1, for one slow thread and float32",
+}
 
 
 class Engines:
@@ -42,13 +54,10 @@ class Engines:
         if device.type not in self._found and self.name(device.type) == "":
             if self.backend == "cpp":
                 refuse_device("q", device, "the cpp backend runs on the CPU", "cpu")
-            why = "the triton backend runs on CUDA devices"
+            why = f"the {self.backend} backend runs on CUDA devices"
             if not torch.cuda.is_available():
                 why += ", of which torch finds none"
-            other = (
-                '; or compile with backend="auto", which runs C++ on the CPU; or set TRITON_INTERPRET=1 before Python '
-                "starts, for Triton's slow interpreter"
-            )
+            other = f'; or compile with backend="auto", which runs C++ on the CPU; or set {_SLOWLY[self.backend]}'
             refuse_device("q", device, why, "cuda", other)
         return self[device.type]
 
@@ -69,14 +78,9 @@ class Engines:
         """The backend that runs on a type of device; empty where none does."""
         if self.backend == "auto":
             return CHOICE.get(device, "")
-        if CHOICE.get(device) == self.backend:
+        if device == DEVICES[self.backend]:
             return self.backend
-        return "triton" if self.backend == "triton" and _interprets(device) else ""
-
-
-def _interprets(device: str) -> bool:
-    """Whether Triton kernels are interpreted, on tensors of the CPU."""
-    return device == "cpu" and is_interpreting()
+        return self.backend if device == "cpu" and _CHECKS[self.backend]() else ""
 
 
 def _cpp(kernels: Kernels, deterministic: bool) -> Engine:
@@ -95,5 +99,24 @@ def _triton(kernels: Kernels, deterministic: bool) -> Engine:
     return engine
 
 
-_ENGINES: dict[str, Callable[[Kernels, bool], Engine]] = {"cpp": _cpp, "triton": _triton}
-_HOW = {"cpp": "C++ kernels (cpp)", "triton": "Triton kernels (triton)"}
+def _tilelang(kernels: Kernels, deterministic: bool) -> Engine:
+    if importlib.util.find_spec("tilelang") is None:
+        raise MissingTilelangError
+    from attncompiler.runtime.tilelang_sources import TilelangSources
+    from attncompiler.runtime.triton_engine import TritonEngine
+
+    engine = TritonEngine(kernels, TilelangSources(kernels))
+    engine.deterministic = deterministic
+    return engine
+
+
+_ENGINES: dict[str, Callable[[Kernels, bool], Engine]] = {
+    "cpp": _cpp,
+    "triton": _triton,
+    "tilelang": _tilelang,
+}
+_HOW = {
+    "cpp": "C++ kernels (cpp)",
+    "triton": "Triton kernels (triton)",
+    "tilelang": "TileLang kernels (tilelang)",
+}

@@ -69,6 +69,13 @@ class MissingTritonError(AttnCompilerError):
     advice = "install it: pip install triton (Linux on x86-64)"
 
 
+class MissingTilelangError(AttnCompilerError):
+    """TileLang, which compiles GPU kernels, is not installed."""
+
+    message = "kernels of the tilelang backend need TileLang, which is not installed"
+    advice = "install it: pip install tilelang (Linux on x86-64)"
+
+
 class CacheError(AttnCompilerError):
     """The folder for built kernels cannot be written."""
 

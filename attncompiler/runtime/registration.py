@@ -66,8 +66,8 @@ def register(engines: EngineSet) -> Registered:
     )
     backward = f"(Tensor grad, Tensor? grad_kept, {call}Tensor saved, Tensor value, bool[] wanted) -> ({gradients})"
     parts: tuple[str, ...] = (kernels.identity, forward)
-    if engines.backend == "triton":  # on the CPU it is another program: an interpreted one
-        parts += ("triton",)
+    if engines.backend in ("triton", "tilelang"):  # on the CPU each is another program
+        parts += (engines.backend,)
     if not engines.deterministic:
         parts += ("any order",)
     digest = content_key(*parts)[:12]

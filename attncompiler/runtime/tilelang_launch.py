@@ -1,9 +1,15 @@
-"""Launches generated TileLang kernels: makes a kernel for the constants of a call, and gives it tensors and numbers."""
+"""Gives TileLang kernels the calls of Triton kernels: ``module.forward[grid](**arguments)``, by the same names.
+
+A generated file makes a kernel for constants: element type, head dimensions, tiles, which optional results are wanted.
+Here a call's arguments are parted into constants and what the kernel takes at run time, and kernels are kept.
+"""
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,21 +17,107 @@ import torch
 from torch import Tensor
 
 from attncompiler.runtime.call_checks import ELEMENT_TYPES
-from attncompiler.runtime.triton_launch import (
-    NO_LISTS,
-    Signature,
-    TileLists,
-    Tiling,
-    is_long,
-    numbers,
-    on_device,
-    programs,
-)
+from attncompiler.runtime.errors import DtypeError, LimitError
+from attncompiler.runtime.interpreting import SERIAL_SWITCH
 
-_LOCK = threading.RLock()
-_KERNELS: dict[tuple[object, ...], Any] = {}
-# One element, for arguments that a call leaves out.
-_EMPTY: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+Kernel = Callable[[Mapping[str, Any]], None]
+# Of the second and third axis of a grid.
+_LARGEST_AXIS = 65535
+# These keep their shape [batch, heads, length, features]; all other tensors are memory along one axis.
+_SHAPED = frozenset({"q", "k", "v", "out", "grad", "go", "dq", "dk", "dv"})
+_RENAMED = {"value": "values"}
+
+
+class TilelangModule:
+    """The kernels of a generated file, called as those of a Triton module."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.__name__ = module.__name__
+        for name in ("REVERSED", "DOT_SCALE"):
+            if hasattr(module, name):
+                setattr(self, name, getattr(module, name))
+        for name in ("forward", "rows", "columns"):
+            if hasattr(module, name):
+                setattr(self, name, Launch(module, name))
+
+
+class Launch:
+    """One kernel: ``launch[grid](**arguments)``; the grid is the kernel's own."""
+
+    def __init__(self, module: ModuleType, name: str) -> None:
+        self.module, self.name = module, name
+        self._make = getattr(module, name)
+        self._order: list[str] = getattr(module, f"{name.upper()}_ARGUMENTS")
+        self._constants = list(inspect.signature(self._make).parameters)
+        self._kernels: dict[tuple[object, ...], Kernel] = {}
+        self._lock = threading.RLock()
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self._run
+
+    def _run(self, **arguments: Any) -> None:
+        found = {
+            _RENAMED.get(n, n): x
+            for name, x in arguments.items()
+            for n in (name.removesuffix("_pointer"),)
+        }
+        q: Tensor = found["q"]
+        check_grid(heads=q.shape[1], batch=q.shape[0])
+        constants = self._chosen(found, q)
+        found["together"] = found["H"] // max(found["G"], 1)
+        key = q.device, *constants.values()
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            with self._lock:
+                kernel = self._kernels.get(key)
+                if kernel is None:
+                    build = self._compiled if q.is_cuda else self._serial
+                    kernel = self._kernels[key] = build(constants)
+        kernel({name: _given(name, found.get(name), q) for name in self._order})
+
+    def _chosen(self, found: Mapping[str, Any], q: Tensor) -> dict[str, Any]:
+        """The constants that this kernel is made for."""
+        if q.is_cuda and q.dtype == torch.float32 and found["PRECISION"] == "ieee":
+            raise DtypeError(
+                name="q",
+                detail="TileLang multiplies float32 as tf32 on a GPU, which torch does not allow here",
+                fix='set torch.backends.cuda.matmul.allow_tf32 = True, or compile with backend="triton"',
+            )
+        known = {
+            "dtype": ELEMENT_TYPES[q.dtype],
+            **{n: x for n, x in found.items() if n.isupper()},
+            "HEAD_WIDTH": width_of(found["HEAD_DIM"]), "VALUE_WIDTH": width_of(found["VALUE_DIM"]),
+            "STAGES": found["num_stages"], "THREADS": found["num_warps"] * 32,
+            "WIDEN": q.dtype == torch.float16, "SERIAL": not q.is_cuda, "PANEL": 0,
+            "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
+        }  # fmt: skip
+        return {name: known[name] for name in self._constants}
+
+    def _serial(self, constants: Mapping[str, Any]) -> Kernel:
+        from attncompiler.runtime.tilelang_serial import build
+
+        assert self.module.__file__ is not None
+        source = Path(self.module.__file__).read_text(encoding="utf-8")
+        source += f"\n{self.name} {sorted(constants.items())}"
+        return build(self.name, lambda: self._make(**constants), self._order, source)
+
+    def _compiled(self, constants: Mapping[str, Any]) -> Kernel:
+        """The kernel for the current device; TileLang keeps what it compiled."""
+        import tilelang
+
+        kernel = tilelang.compile(self._make(**constants), pass_configs=pass_configs())
+
+        def call(values: Mapping[str, Any]) -> None:
+            kernel(*values.values())
+
+        return call
+
+
+def pass_configs() -> dict[Any, Any]:
+    """How TileLang compiles our kernels: denormals are 0, so that an exponential is one instruction."""
+    import tilelang
+
+    return {tilelang.PassConfigKey.TL_DEVICE_COMPILE_FLAGS: ["-ftz=true"]}
 
 
 def width_of(dim: int) -> int:
@@ -34,68 +126,16 @@ def width_of(dim: int) -> int:
     return -(-dim // unit) * unit
 
 
-def run(
-    module: ModuleType,
-    factory: str,
-    constants: Mapping[str, Any],
-    values: Mapping[str, Any],
-    device: torch.device,
-) -> None:
-    """Launch the kernel that a module's ``factory`` makes for these constants, with arguments by name."""
-    serial = bool(constants["SERIAL"])
-    key = module.__name__, factory, device, *constants.values()
-    kernel = _KERNELS.get(key)
-    if kernel is None:
-        with _LOCK:
-            kernel = _KERNELS.get(key)
-            if kernel is None:
-                make = _serial if serial else _compiled
-                kernel = _KERNELS[key] = make(module, factory, constants)
-    kernel(values)
-
-
-def _serial(module: ModuleType, factory: str, constants: Mapping[str, Any]) -> Any:
-    from attncompiler.runtime.tilelang_serial import build
-
-    assert module.__file__ is not None
-    with open(module.__file__, encoding="utf-8") as file:
-        source = f"{file.read()}\n{factory} {sorted(constants.items())}"
-    return build(module.__name__.split(".")[-1], lambda: getattr(module, factory)(**constants), _order(module, factory), source)
-
-
-def _compiled(module: ModuleType, factory: str, constants: Mapping[str, Any]) -> Any:
-    """The kernel for the current device; TileLang keeps what it compiled."""
-    import tilelang
-
-    made = getattr(module, factory)(**constants)
-    kernel = tilelang.compile(made, pass_configs=pass_configs())
-    order = _order(module, factory)
-
-    def call(values: Mapping[str, Any]) -> None:
-        kernel(*(values[n] for n in order))
-
-    return call
-
-
-def _order(module: ModuleType, factory: str) -> list[str]:
-    order: list[str] = getattr(module, f"{factory.upper()}_ARGUMENTS")
-    return order
-
-
-def pass_configs() -> dict[str, Any]:
-    """How TileLang compiles our kernels: denormals are 0, so that an exponential is one instruction."""
-    import tilelang
-
-    return {tilelang.PassConfigKey.TL_DEVICE_COMPILE_FLAGS: ["-ftz=true"]}
-
-
-def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor of one element, for an argument that a kernel does not touch."""
-    key = like.device, dtype
-    found = _EMPTY.get(key)
-    if found is None:
-        found = _EMPTY[key] = torch.zeros(1, dtype=dtype, device=like.device)
-    return found
+def check_grid(*, heads: int, batch: int) -> None:
+    """A grid has an axis for heads and one for batches; LimitError where a device cannot count so far."""
+    for what, count in (("heads", heads), ("batches", batch)):
+        if count > _LARGEST_AXIS:
+            raise LimitError(
+                name=f"the number of {what}",
+                value=count,
+                limit=f"a launch of TileLang counts to {_LARGEST_AXIS}",
+                fix='split them, or compile with backend="triton"',
+            )
 
 
 def flat(x: Tensor) -> Tensor:
@@ -105,82 +145,12 @@ def flat(x: Tensor) -> Tensor:
     return memory.view(torch.uint8) if x.dtype == torch.bool else memory
 
 
-def captured(names: Sequence[tuple[str, int]], tensors: Sequence[Tensor]) -> dict[str, Any]:
-    """The arguments of captured tensors."""
-    found: dict[str, Any] = {}
-    for (name, rank), x in zip(names, tensors, strict=True):
-        found[name] = flat(x)
-        for axis in range(rank):
-            found[f"{name}_stride{axis}"] = x.stride(axis)
-            found[f"{name}_extent{axis}"] = x.shape[axis]
-    return found
+def _given(name: str, x: Any, like: Tensor) -> Any:
+    """An argument as the kernel takes it; one element for a tensor that is left out, which is not touched."""
+    if x is None:
+        dtype = torch.int32 if name in ("tile_lists", "block_order") else torch.float32
+        return torch.zeros(1, dtype=dtype, device=like.device)
+    return flat(x) if isinstance(x, Tensor) and name not in _SHAPED else x
 
 
-def constants_of(
-    tiling: Tiling, q: Tensor, v: Tensor, scale: float, *, listed: bool, long: bool
-) -> dict[str, Any]:
-    """What all kernels of a call are made for."""
-    head_dim, value_dim = q.shape[3], v.shape[3]
-    return {
-        "dtype": ELEMENT_TYPES[q.dtype], "HEAD_DIM": head_dim, "VALUE_DIM": value_dim,
-        "HEAD_WIDTH": width_of(head_dim), "VALUE_WIDTH": width_of(value_dim),
-        "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n,
-        "STAGES": tiling.num_stages, "THREADS": tiling.num_warps * 32,
-        "LISTED": listed, "POSITIVE": scale > 0, "LONG": long, "SERIAL": not q.is_cuda,
-    }  # fmt: skip
-
-
-def list_arguments(lists: TileLists | None, like: Tensor) -> dict[str, Any]:
-    """The arguments by which tiles are listed."""
-    if lists is None:
-        found = NO_LISTS | {"tile_lists": empty(like, torch.int32), "block_order": empty(like, torch.int32)}
-    else:
-        found = lists.arguments()
-        found |= {n: found[n].view(-1) for n in ("tile_lists", "block_order")}
-    return found
-
-
-def run_forward(
-    module: ModuleType,
-    signature: Signature,
-    tiling: Tiling,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    *,
-    q_start: int,
-    scale: float,
-    params: Sequence[float],
-    tensors: Sequence[Tensor],
-    kept: Tensor | None,
-    saved: Mapping[str, Tensor],
-    value: Tensor | None,
-    lists: TileLists | None,
-    allow_tf32: bool = False,
-) -> None:
-    """Fill ``out`` [B, H, M, Dv] and what else is given, as ``triton_launch.run_forward`` does."""
-    batch, heads, queries = q.shape[:3]
-    if 0 in (batch, heads, queries):
-        return
-    programs(-(-queries // tiling.block_m), heads, batch)
-    names = tuple(n for n in signature.stats if n in saved)
-    stats = torch.stack([saved[n] for n in names]) if names else empty(q, torch.float32)
-    constants = constants_of(
-        tiling, q, v, scale, listed=lists is not None, long=is_long((q, k, v, *tensors))
-    ) | {
-        "WIDEN": q.dtype == torch.float16, "SAVED": names, "KEPT": kept is not None,
-        "VALUES": value is not None, "PANEL": 0,
-    }  # fmt: skip
-    found = list_arguments(lists, q)
-    values: dict[str, Any] = {
-        "q": q, "k": k, "v": v, "out": out, "saved": stats.view(-1),
-        "kept": (empty(q, torch.float32) if kept is None else kept).view(-1),
-        "values": (empty(q, torch.float32) if value is None else value).view(-1),
-        **found, **captured(signature.tensors, tensors), **numbers(signature.params, params),
-        "q_start": q_start, "scale": scale,
-    }  # fmt: skip
-    with on_device(q):
-        run(module, "forward", constants, values, q.device)
-    for i, name in enumerate(names):
-        saved[name].copy_(stats[i])
+__all__ = ["SERIAL_SWITCH", "Launch", "TilelangModule"]

@@ -59,7 +59,9 @@ def build(name: str, make: Any, order: Sequence[str], source: str) -> SerialKern
 
     toolchain = find_toolchain()
     key = content_key(source, tilelang.__version__, toolchain.key)
-    folder, _ = entry(f"{name}_serial", key, lambda folder: _fill(folder, name, make, order, toolchain))
+    folder, _ = entry(
+        f"{name}_serial", key, lambda folder: _fill(folder, name, make, order, toolchain)
+    )
     arguments = json.loads((folder / "arguments.json").read_text(encoding="utf-8"))
     library = ctypes.CDLL(str(folder / "kernel.so"))
     return SerialKernel(library.attention_kernel, tuple((kind, what) for kind, what in arguments))

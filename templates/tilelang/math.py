@@ -22,7 +22,9 @@ def library(name, *arguments):
 
 def floor_divide_int(x, y):
     """The floor of x / y, as in Python; a zero divisor gives 0."""
-    divisor = choose((y == 0) | (y == -1), T.Cast(y.dtype, 1), y)  # the smallest number over -1 has no quotient
+    divisor = choose(
+        (y == 0) | (y == -1), T.Cast(y.dtype, 1), y
+    )  # the smallest number over -1 has no quotient
     quotient = T.truncdiv(x, divisor)
     too_high = (quotient * divisor != x) & ((x < 0) != (divisor < 0))
     quotient = choose(too_high, quotient - 1, quotient)
@@ -86,7 +88,9 @@ def power(x, y):
 
 def sign(x):
     """1, -1, or x where it is neither positive nor negative."""
-    return choose(x > T.float32(0.0), T.float32(1.0), choose(x < T.float32(0.0), T.float32(-1.0), x))
+    return choose(
+        x > T.float32(0.0), T.float32(1.0), choose(x < T.float32(0.0), T.float32(-1.0), x)
+    )
 
 
 def minimum(x, y):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Text
+from collections.abc import Iterable
+
+from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Named, Text
+from attncompiler.ir.expr import Expr
 
 FLOAT_FUNCTIONS = {
     "div": "divide", "floordiv": "floor_divide", "mod": "modulo", "pow": "power", "sign": "sign",
@@ -26,6 +29,10 @@ class TilelangPrinter(ExprPrinter):
     float_functions = FLOAT_FUNCTIONS
     int_functions = INT_FUNCTIONS
     fast_exp2 = "exponential2"
+
+    def define(self, roots: Iterable[Expr], prefix: str, later: Iterable[Expr] = ()) -> list[Named]:
+        """As for all languages, by names that no local has: all of a kernel's loops stand in one function."""
+        return super().define(roots, f"{prefix}_", later)
 
     def literal(self, value: bool | int | float) -> str:
         """A number; floats carry their type, so that two of them are no Python numbers."""

@@ -34,7 +34,11 @@ from attncompiler.ir.signs import nonnegative
 
 # What a lane is stored as.
 STORED: dict[Lane, str] = {"f": "float32", "i": "int32", "w": "int64", "o": "int64", "m": "int32"}
-IDENTITIES = {"sum": "0.0", "max": '-T.infinity("float32")', "min": 'T.infinity("float32")'}
+IDENTITIES = {
+    "sum": "T.float32(0.0)",
+    "max": '-T.infinity("float32")',
+    "min": 'T.infinity("float32")',
+}
 # How loops count: the index of an axis, and what a position is made of.
 COUNTERS = {"q": "i", "k": "j", "d": "d"}
 
@@ -57,8 +61,8 @@ class Loop:
     @property
     def header(self) -> str:
         """``for ... in parallel(...):``."""
-        sides = {"q": "BLOCK_M", "k": "BLOCK_N", "d": "VALUE_WIDTH", "f": "HEAD_WIDTH"}
-        counters = ", ".join(COUNTERS.get(a, "d") for a in self.axes)
+        sides = {"q": "BLOCK_M", "k": "BLOCK_N", "d": "VALUE_WIDTH"}
+        counters = ", ".join(COUNTERS[a] for a in self.axes)
         return f"for {counters} in parallel({', '.join(sides[a] for a in self.axes)}):"
 
 
@@ -115,13 +119,15 @@ class TilelangLoops(LoopPrinter):
         """Definitions of locals; those of rows are stored, those of keys are names in the loop that reads them."""
         found: list[Named] = []
         printer = self.printer()
+        first = self.order[0]
+        at = COUNTERS[first]
         for let in lets:
             text = printer(let.expr)
             name = let.local.name
-            if text.axes == ROW:
+            if text.axes == frozenset(first):
                 code = f'T.Cast("int32", {text.code})' if text.lane == "m" else text.code
                 found.append(Stored(name, code, STORED[text.lane]))
-                read = f"({name}[i] != 0)" if text.lane == "m" else f"{name}[i]"
+                read = f"({name}[{at}] != 0)" if text.lane == "m" else f"{name}[{at}]"
             else:
                 found.append(
                     Stored(name, text.code, "") if not text.axes else Named(name, text.code)
@@ -143,19 +149,13 @@ class TilelangLoops(LoopPrinter):
     ) -> Loop:
         """A loop with the definitions that its stores read, positions included."""
         codes = [code for _, code in stores]
-        used = needed(list(lets), codes)
+        used = needed([x for x in lets if not isinstance(x, Stored)], codes)
         codes += [n.code for n in used]
+        query, key = ("first_row", "first") if self.order[0] == "q" else ("first", "first_key")
         names = {
-            "q": POSITIONS["q"],
-            "k": POSITIONS["k"],
+            "q": Named("i_q", f"q_start + T.min({query} + i, M - 1)"),
+            "k": Named("i_k", f"T.min({key} + j, N - 1)"),
             "d": Named("i_d", "d"),
-            "f": Named("i_d", "d"),
         }
         positions = [names[a] for a in axes if reads([names[a].name], codes)]
         return Loop(axes, [*positions, *used], list(stores))
-
-
-POSITIONS = {
-    "q": Named("i_q", "q_start + T.min(first_row + i, M - 1)"),
-    "k": Named("i_k", "T.min(first + j, N - 1)"),
-}

@@ -92,7 +92,7 @@ class BackwardPrinter(LoopPrinter):
             tile_runs(program.mask, "keys"),
             tile_runs(program.mask, "queries"),
         )
-        columns = BackwardPrinter(backward, self._dtypes, ("k", "q"))
+        columns = type(self)(backward, self._dtypes, ("k", "q"))
         columns.define(backward.uniform)
         columns.define(backward.start.rows)
         column_walk = columns.column_text(uniform)
@@ -270,21 +270,9 @@ class BackwardPrinter(LoopPrinter):
             SumText(f"sum{i}", "sum", "0.0", self.spread(printer(s.value), PAIR))
             for i, s in enumerate(walk_.key_grads)
         ]
-        key_sums = []
-        for i, s in enumerate(walk_.key_grads):
-            offset = printer(s.offset)
-            total = f"sum{i}" if offset.axes else f"tl.sum(tl.where(key_exists, sum{i}, 0.0), 0)"
-            where = "key_exists" if offset.axes else "True"
-            key_sums.append(
-                ScatterText(
-                    tensor_name(s.tensor),
-                    offset.code,
-                    total,
-                    where,
-                    len(offset.axes),
-                    s.tensor in self._stored,
-                )
-            )
+        key_sums = [
+            self.key_sum(s, f"sum{i}", printer(s.offset)) for i, s in enumerate(walk_.key_grads)
+        ]
         codes = [*text.codes, weight, dot_grad, *(s.body for s in sums)]
         codes += [s.offset for s in key_sums]
         stats = [f"s_{identifier(n)}" for n in self._stats()]
@@ -324,6 +312,15 @@ class BackwardPrinter(LoopPrinter):
                 codes,
             ),
             state=[*((s.name, s.identity) for s in sums), ("dk", ""), ("dv", "")],
+        )
+
+    def key_sum(self, s: Scatter, name: str, offset: Text) -> ScatterText:
+        """What a block of keys adds after its walk: ``name`` is summed over queries."""
+        total = name if offset.axes else f"tl.sum(tl.where(key_exists, {name}, 0.0), 0)"
+        where = "key_exists" if offset.axes else "True"
+        tensor = tensor_name(s.tensor)
+        return ScatterText(
+            tensor, offset.code, total, where, len(offset.axes), s.tensor in self._stored
         )
 
     def _handed(self, name: str) -> str:

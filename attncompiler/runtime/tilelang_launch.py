@@ -23,8 +23,6 @@ from attncompiler.runtime.interpreting import SERIAL_SWITCH
 Kernel = Callable[[Mapping[str, Any]], None]
 # Of the second and third axis of a grid.
 _LARGEST_AXIS = 65535
-# These keep their shape [batch, heads, length, features]; all other tensors are memory along one axis.
-_SHAPED = frozenset({"q", "k", "v", "out", "grad", "go", "dq", "dk", "dv"})
 _RENAMED = {"value": "values"}
 
 
@@ -48,6 +46,7 @@ class Launch:
         self.module, self.name = module, name
         self._make = getattr(module, name)
         self._order: list[str] = getattr(module, f"{name.upper()}_ARGUMENTS")
+        self._shaped: tuple[str, ...] = getattr(module, f"{name.upper()}_SHAPED")
         self._constants = list(inspect.signature(self._make).parameters)
         self._kernels: dict[tuple[object, ...], Kernel] = {}
         self._lock = threading.RLock()
@@ -73,7 +72,7 @@ class Launch:
                 if kernel is None:
                     build = self._compiled if q.is_cuda else self._serial
                     kernel = self._kernels[key] = build(constants)
-        kernel({name: _given(name, found.get(name), q) for name in self._order})
+        kernel({name: self._given(name, found.get(name), q) for name in self._order})
 
     def _chosen(self, found: Mapping[str, Any], q: Tensor) -> dict[str, Any]:
         """The constants that this kernel is made for."""
@@ -92,6 +91,13 @@ class Launch:
             "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
         }  # fmt: skip
         return {name: known[name] for name in self._constants}
+
+    def _given(self, name: str, x: Any, like: Tensor) -> Any:
+        """An argument as the kernel takes it; one element for a tensor that is left out, which is not touched."""
+        if x is None:
+            dtype = torch.int32 if name in ("tile_lists", "block_order") else torch.float32
+            return torch.zeros(1, dtype=dtype, device=like.device)
+        return flat(x) if isinstance(x, Tensor) and name not in self._shaped else x
 
     def _serial(self, constants: Mapping[str, Any]) -> Kernel:
         from attncompiler.runtime.tilelang_serial import build
@@ -143,14 +149,6 @@ def flat(x: Tensor) -> Tensor:
     span = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
     memory = x.as_strided((span,), (1,))
     return memory.view(torch.uint8) if x.dtype == torch.bool else memory
-
-
-def _given(name: str, x: Any, like: Tensor) -> Any:
-    """An argument as the kernel takes it; one element for a tensor that is left out, which is not touched."""
-    if x is None:
-        dtype = torch.int32 if name in ("tile_lists", "block_order") else torch.float32
-        return torch.zeros(1, dtype=dtype, device=like.device)
-    return flat(x) if isinstance(x, Tensor) and name not in _SHAPED else x
 
 
 __all__ = ["SERIAL_SWITCH", "Launch", "TilelangModule"]

@@ -191,3 +191,9 @@ def truncate(x):
 def round_half_even(x):
     """The nearest whole number, the even one of two."""
     return library("rintf", x)
+
+
+def saturate(x):
+    """A 64-bit integer as the nearest one of 32 bits."""
+    largest = T.int64(2147483647)
+    return T.Cast("int32", T.min(T.max(x, -largest - 1), largest))

@@ -1,0 +1,355 @@
+"""Turns a Backward into the context of the TileLang backward template: loops over elements and rows, printed.
+
+As in Triton's files one kernel walks over the keys of a block of queries and another over the queries of a block of
+keys, with what the first one left. What is stored lies along the first axis of a kernel's tiles: rows, then keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Named, Text
+from attncompiler.backends.names import tensor_name
+from attncompiler.backends.tilelang_forward import SeenLoops
+from attncompiler.backends.tilelang_loops import IDENTITIES, Loop, Stored, TilelangLoops
+from attncompiler.backends.tilelang_tiles import RunsLoops, run_loops
+from attncompiler.backends.triton_backward import BackwardPrinter
+from attncompiler.backends.triton_backward_context import (
+    BackwardContext,
+    GradientArgument,
+    ScatterText,
+    WalkText,
+)
+from attncompiler.backends.triton_loops import TensorArgument
+from attncompiler.ir.backward import Scatter
+
+
+@dataclass(frozen=True, slots=True)
+class Adds:
+    """``gradient[offset] += value`` for the elements of a loop.
+
+    ``values`` fills a buffer of the loop's shape with the values, 0 where there is nothing to add; ``add`` is the loop
+    that adds them: its only store is (offset, buffer).
+    """
+
+    tensor: str
+    stored: bool
+    values: Loop
+    add: Loop
+    exists: str
+
+
+@dataclass(frozen=True, slots=True)
+class WalkLoops:
+    """A walk: over the keys for a block of queries, or over the queries for a block of keys."""
+
+    number: int
+    scalars: list[Stored]
+    before: Loop | None
+    needs_scores: bool
+    needs_weight_grad: bool
+    score: Loop | None
+    cut: Loop | None
+    terms: Loop | None
+    masked: Loop | None
+    sums: list[tuple[str, str, str]]
+    starts: list[tuple[str, str]]
+    update: Loop | None
+    products: list[tuple[str, str]]
+    adds: list[Adds]
+
+
+@dataclass(frozen=True, slots=True)
+class TilelangBackwardContext:
+    """Everything the backward template needs."""
+
+    title: str
+    definition: list[str]
+    regenerate: str
+    params: list[tuple[str, str]]
+    tensors: list[tuple[TensorArgument, str]]
+    grads: list[GradientArgument]
+    summed: bool
+    saved: list[str]
+    kept: list[tuple[str, str]]
+    uniform: list[Named]
+    start_scalars: list[Stored]
+    start_rows: Loop | None
+    reads_value: bool
+    reductions: list[tuple[str, str, Loop]]
+    start_adds: list[Adds]
+    own_go: Loop | None
+    walks: list[WalkLoops]
+    columns: WalkLoops
+    loads: list[str]
+    finish_scalars: list[Stored]
+    finish: Loop | None
+    row_adds: list[Adds]
+    key_adds: list[Adds]
+    handed: list[tuple[str, str]]
+    known: list[str]
+    rows: list[Stored]
+    pairs: list[str]
+    column_keys: list[Stored]
+    column_pairs: list[str]
+    masked: bool
+    seen: SeenLoops | None
+    first_rows: list[Stored]
+    first_row_loop: Loop | None
+    reversed: bool
+    runs: RunsLoops | None
+    column_runs: RunsLoops | None
+    dot_scale: float
+
+
+class TilelangBackward(TilelangLoops, BackwardPrinter):
+    """Builds the template's context for one backward."""
+
+    def loops(self, title: str, definition: str, regenerate: str) -> TilelangBackwardContext:
+        """The template's context; ``definition`` is the user's source, printed at the top of the file."""
+        text = self.context(title, definition, regenerate)
+        self._rows: dict[str, Stored] = {}
+        self._pairs: dict[str, None] = {}
+        start = text.start
+        for name in (*text.saved, *(s for _, s in text.kept), *(r.name for r in start.reductions)):
+            self._row(name)
+        start_rows = self._keep(start.rows)
+        start_adds = [self._adds("qd", s, [], "") for s in start.elements]
+        start_adds += [self._adds("q", s, [], "") for s in start.epilogue]
+        walks = [self._walk(w, text) for w in text.walks]
+        finish = self._keep(text.finish)
+        columns = TilelangBackward(self.backward, self._dtypes, ("k", "q"))
+        columns._rows, columns._pairs = {}, {}
+        column_walk = columns._walk(text.columns, text, columns=True)
+        key_adds = [columns._adds("k", s, text.columns.keys, "") for s in text.columns.key_sums]
+        seen = self._seen(text)
+        zero = "T.float32(0.0)"
+        own_go = None
+        if text.own_go:
+            code = f"choose(d < VALUE_DIM, {start.value_grad}, {zero})"
+            if text.masked:
+                code = f"choose(seen[i] > 0.0, {code}, {zero})"
+            own_go = self.loop("qd", [("features[i, d]", code)])
+        first_rows = self._keep(text.walks[0].rows)
+        return TilelangBackwardContext(
+            title=title,
+            definition=text.definition,
+            regenerate=regenerate,
+            params=text.params,
+            tensors=list(zip(text.tensors, self.dtypes.values(), strict=True)),
+            grads=text.grads,
+            summed=any(not g.stored for g in text.grads),
+            saved=text.saved,
+            kept=text.kept,
+            uniform=text.uniform,
+            start_scalars=start_rows,
+            start_rows=self.row_loop(start_rows),
+            reads_value=start.reads_value,
+            reductions=[
+                (
+                    r.op,
+                    r.name,
+                    self.loop(
+                        "qd",
+                        [
+                            (
+                                "features[i, d]",
+                                f"choose(d < VALUE_DIM, {r.body}, {IDENTITIES[r.op]})",
+                            )
+                        ],
+                    ),
+                )
+                for r in start.reductions
+            ],
+            start_adds=start_adds,
+            own_go=own_go,
+            walks=walks,
+            columns=column_walk,
+            loads=[x.name for x in text.columns.loads],
+            finish_scalars=finish,
+            finish=self.row_loop(finish),
+            row_adds=[self._adds("q", s, [], "") for s in text.row_grads],
+            key_adds=key_adds,
+            handed=[
+                (x.name, f"{x.name}[i]" if x.name in self._rows else x.name) for x in text.handed
+            ],
+            known=text.known,
+            rows=list(self._rows.values()),
+            pairs=list(self._pairs),
+            column_keys=list(columns._rows.values()),
+            column_pairs=list(columns._pairs),
+            masked=text.masked,
+            seen=seen,
+            first_rows=first_rows,
+            first_row_loop=self.row_loop(first_rows),
+            reversed=text.reversed,
+            runs=None if text.runs is None else run_loops(text.runs),
+            column_runs=None
+            if text.column_runs is None
+            else run_loops(text.column_runs, "BLOCK_M", "M", "q_start"),
+            dot_scale=text.dot_scale,
+        )
+
+    # -- hooks of the printers ---------------------------------------------------------------------------------
+
+    def scatter(
+        self, s: Scatter, where: dict[Axes, str], printer: ExprPrinter | None = None
+    ) -> ScatterText:
+        """A scatter as offset and value of one element."""
+        printer = printer or self.printer()
+        offset, value = printer(s.offset), printer(s.value)
+        axes = next(iter(where))
+        stored = s.tensor in self._stored
+        return ScatterText(tensor_name(s.tensor), offset.code, value.code, "", len(axes), stored)
+
+    def key_sum(self, s: Scatter, name: str, offset: Text) -> ScatterText:
+        """What a block of keys adds after its walk."""
+        tensor = tensor_name(s.tensor)
+        return ScatterText(tensor, offset.code, f"{name}[j]", "", 1, s.tensor in self._stored)
+
+    def _handed(self, name: str) -> str:
+        lane = next(t.lane for t in self.locals.values() if t.code == name)
+        code = f"from_{name}[row_0 + T.min(first + i, M - 1)]"
+        return {"f": code, "m": f"({code} != 0.0)"}.get(lane, f'T.Cast("int64", {code})')
+
+    # ----------------------------------------------------------------------------------------------------------
+
+    def _row(self, name: str, dtype: str = "float32") -> None:
+        self._rows[name] = Stored(name, "", dtype)
+
+    def _keep(self, lets: list[Named]) -> list[Stored]:
+        found = [x for x in lets if isinstance(x, Stored)]
+        assert len(found) == len(lets), lets
+        for x in found:
+            if x.dtype:
+                self._row(x.name, x.dtype)
+        return found
+
+    def row_loop(
+        self, lets: list[Stored], more: list[tuple[str, str]] | None = None
+    ) -> Loop | None:
+        """The loop over rows (keys) that fills fragments in order; None without work."""
+        at = "i" if self.order[0] == "q" else "j"
+        stores = [(f"{x.name}[{at}]", x.code) for x in lets if x.dtype] + (more or [])
+        return self.loop(self.order[0], stores) if stores else None
+
+    def _adds(self, axes: str, s: ScatterText, lets: list[Named], guard: str) -> Adds:
+        """A scatter as two loops: values into a buffer of the loop's shape, then additions."""
+        buffer = {"qd": "features", "q": "row_values", "k": "key_values"}.get(axes, "added")
+        if buffer == "added":
+            self._pairs["added"] = None
+        subscript = self.element(frozenset(axes))
+        exists = {
+            "q": "(first_row + i < M)",
+            "k": "(first_key + j < N)",
+            "qd": "(first_row + i < M) & (d < VALUE_DIM)",
+        }.get(axes, "(first_row + i < M) & (first + j < N)")
+        value = s.value
+        if guard:
+            value = f"choose({guard}, {value}, T.float32(0.0))"
+        stores, offset = [(f"{buffer}[{subscript}]", value)], s.offset
+        if len(axes) == 1:
+            # Fragments of one axis are held by several threads, which would all add.
+            stores.append((f"{buffer[:3]}_offsets[{subscript}]", f'T.Cast("int64", {offset})'))
+            offset = f"{buffer[:3]}_offsets[{subscript}]"
+        values = self.loop(axes, stores, lets)
+        add = self.loop(axes, [(f"{buffer}[{subscript}]", offset)], lets)
+        return Adds(s.name, s.stored, values, add, exists)
+
+    def _walk(self, w: WalkText, text: BackwardContext, *, columns: bool = False) -> WalkLoops:
+        both = "kq" if columns else "qk"
+        pair = self.element(frozenset("qk"))
+        inside = "(first + i < M)" if columns else "(first + j < N)"
+        once = [*w.keys, *(x for x in w.rows if isinstance(x, Stored))] if columns else w.rows
+        own = self._keep(once)
+        inner = [*w.loads, *w.rows] if columns else list(w.keys)
+        for x in w.stats:
+            self._row(x.name)
+        stats = [Stored(x.name, x.code, "float32") for x in w.stats]
+        if w.needs_scores:
+            self._pairs["raw"] = None
+        if w.needs_weight_grad:
+            self._pairs["weight_grad"] = None
+        score = None
+        if w.score:
+            self._pairs["score"] = None
+            score = self.loop(both, [(f"score[{pair}]", w.score)], [*inner, *w.lets])
+        scored = f"{'score' if w.score else 'raw'}[{pair}]"
+        allowed = Named("allowed", f"{w.mask} & {inside}" if w.mask else inside)
+        mask_lets = [*inner, *w.lets, *w.mask_lets, allowed]
+        cut = None
+        if w.masks_score:
+            cut = self.loop(
+                both, [(scored, f"choose(allowed, {scored}, {IDENTITIES['max']})")], mask_lets
+            )
+        stores: list[tuple[str, str, str]] = []
+        sums = []
+        at = self.order[0]
+        index = "i" if at == "q" else "j"
+        updates = []
+        for n, x in enumerate(w.sums):
+            stores.append((f"terms{n}", x.body, IDENTITIES[x.op]))
+            self._row(x.name)
+            self._row(f"found_{x.name}")
+            sums.append((x.op, f"terms{n}", f"found_{x.name}"))
+            now, found = f"{x.name}[{index}]", f"found_{x.name}[{index}]"
+            updates.append(
+                (now, f"{now} + {found}" if x.op == "sum" else f"T.{x.op}({now}, {found})")
+            )
+        products = []
+        if w.weight:
+            stores.append(("weight", w.weight, IDENTITIES["sum"]))
+            products.append(("weight", "dv"))
+        if w.dot_grad:
+            stores.append(("dot_grad", w.dot_grad, IDENTITIES["sum"]))
+            products.append(("dot_grad", "dk" if columns else "dq"))
+        for name, _, _ in stores:
+            self._pairs[name] = None
+        terms = masked = None
+        if stores:
+            lets = [*inner, *w.lets, *w.elements]
+            terms = self.loop(both, [(f"{n}[{pair}]", code) for n, code, _ in stores], lets)
+            if not w.masks_score:
+                kept = [
+                    (f"{n}[{pair}]", f"choose(allowed, {n}[{pair}], {identity})")
+                    for n, _, identity in stores
+                ]
+                masked = self.loop(both, kept, mask_lets)
+        adds = []
+        for s in w.scatters:
+            names = {x.name for x in mask_lets}
+            lets = [*mask_lets, *(x for x in w.elements if x.name not in names)]
+            guard = "allowed" if w.mask else inside
+            adds.append(self._adds("qk", s, lets, f"({guard}) & (first_row + i < M)"))
+        return WalkLoops(
+            number=w.number,
+            scalars=own,
+            before=self.row_loop([*stats, *own]),
+            needs_scores=w.needs_scores,
+            needs_weight_grad=w.needs_weight_grad,
+            score=score,
+            cut=cut,
+            terms=terms,
+            masked=masked,
+            sums=sums,
+            starts=[(x.name, IDENTITIES[x.op]) for x in w.sums],
+            update=self.loop(at, updates) if updates else None,
+            products=products,
+            adds=adds,
+        )
+
+    def _seen(self, text: BackwardContext) -> SeenLoops | None:
+        scan = text.scan
+        if scan is None:
+            return None
+        allowed = f"choose({scan.mask} & (first + j < N), T.float32(1.0), T.float32(0.0))"
+        self._pairs["terms0"] = None
+        in_tile = self.loop("qk", [("terms0[i, j]", allowed)], [*scan.keys, *scan.lets])
+        by_row = None
+        if text.runs is not None:
+            some = " | ".join(
+                f"({s.when} & (T.max({s.lo}, 0) < T.min({s.end}, N)))" for s in text.runs.rows
+            )
+            code = f"choose({some}, T.float32(1.0), T.float32(0.0))"
+            by_row = self.loop("q", [("seen[i]", code)])
+        return SeenLoops(by_row, in_tile)

@@ -6,6 +6,7 @@ keys, with what the first one left. What is stored lies along the first axis of 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Named, Text
@@ -20,8 +21,13 @@ from attncompiler.backends.triton_backward_context import (
     ScatterText,
     WalkText,
 )
-from attncompiler.backends.triton_loops import TensorArgument
+from attncompiler.backends.triton_context import ReductionText
+from attncompiler.backends.triton_loops import FEATURE, ROW, TensorArgument
 from attncompiler.ir.backward import Scatter
+from attncompiler.ir.expr import Expr, OutGrad, Value
+
+# In the type of the inputs.
+_ZERO = "T.Cast(dtype, 0)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,12 @@ class Adds:
     """``gradient[offset] += value`` for the elements of a loop.
 
     ``values`` fills a buffer of the loop's shape with the values, 0 where there is nothing to add; ``add`` is the loop
-    that adds them: its only store is (offset, buffer).
+    that adds them: its only store is (value, offset). Over the features of a row there is no buffer.
     """
 
     tensor: str
     stored: bool
-    values: Loop
+    values: Loop | None
     add: Loop
     exists: str
 
@@ -55,7 +61,7 @@ class WalkLoops:
     sums: list[tuple[str, str, str]]
     starts: list[tuple[str, str]]
     update: Loop | None
-    products: list[tuple[str, str]]
+    multiplies: bool
     adds: list[Adds]
 
 
@@ -89,6 +95,7 @@ class TilelangBackwardContext:
     handed: list[tuple[str, str]]
     known: list[str]
     rows: list[Stored]
+    twins: list[Stored]
     pairs: list[str]
     column_keys: list[Stored]
     column_pairs: list[str]
@@ -110,6 +117,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
         text = self.context(title, definition, regenerate)
         self._rows: dict[str, Stored] = {}
         self._pairs: dict[str, None] = {}
+        self._twins: dict[str, None] = {}
         start = text.start
         for name in (*text.saved, *(s for _, s in text.kept), *(r.name for r in start.reductions)):
             self._row(name)
@@ -119,17 +127,16 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
         walks = [self._walk(w, text) for w in text.walks]
         finish = self._keep(text.finish)
         columns = TilelangBackward(self.backward, self._dtypes, ("k", "q"))
-        columns._rows, columns._pairs = {}, {}
+        columns._rows, columns._pairs, columns._twins = {}, {}, {}
         column_walk = columns._walk(text.columns, text, columns=True)
         key_adds = [columns._adds("k", s, text.columns.keys, "") for s in text.columns.key_sums]
         seen = self._seen(text)
-        zero = "T.float32(0.0)"
         own_go = None
         if text.own_go:
-            code = f"choose(d < VALUE_DIM, {start.value_grad}, {zero})"
+            code = start.value_grad
             if text.masked:
-                code = f"choose(seen[i] > 0.0, {code}, {zero})"
-            own_go = self.loop("qd", [("features[i, d]", code)])
+                code = f"choose(seen[i] > 0.0, {code}, T.float32(0.0))"
+            own_go = self.loop("d", [("go_tile[i, d]", f"T.Cast(dtype, {code})")])
         first_rows = self._keep(text.walks[0].rows)
         return TilelangBackwardContext(
             title=title,
@@ -146,19 +153,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             start_rows=self.row_loop(start_rows),
             reads_value=start.reads_value,
             reductions=[
-                (
-                    r.op,
-                    r.name,
-                    self.loop(
-                        "qd",
-                        [
-                            (
-                                "features[i, d]",
-                                f"choose(d < VALUE_DIM, {r.body}, {IDENTITIES[r.op]})",
-                            )
-                        ],
-                    ),
-                )
+                (r.name, IDENTITIES[r.op], self.loop("d", [(f"{r.name}[i]", _folded(r))]))
                 for r in start.reductions
             ],
             start_adds=start_adds,
@@ -175,6 +170,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             ],
             known=text.known,
             rows=list(self._rows.values()),
+            twins=[self._rows.get(n, Stored(n, "", "float32")) for n in self._twins],
             pairs=list(self._pairs),
             column_keys=list(columns._rows.values()),
             column_pairs=list(columns._pairs),
@@ -233,27 +229,56 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
         stores = [(f"{x.name}[{at}]", x.code) for x in lets if x.dtype] + (more or [])
         return self.loop(self.order[0], stores) if stores else None
 
+    def _leaf(self, printer: ExprPrinter, expr: Expr) -> Text:
+        wide = ROW | FEATURE
+        match expr:
+            case Value():
+                at = "(row_0 + T.min(first_row + i, M - 1)) * VALUE_DIM + d"
+                return Text(f"values[{at}]", "f", wide)
+            case OutGrad():
+                return Text('T.Cast("float32", go_tile[i, d])', "f", wide)
+            case _:
+                return super()._leaf(printer, expr)
+
+    def _apart(self, loop: Loop) -> Loop:
+        """The loop with the rows that it reads in shared memory: threads that share a fragment would all add."""
+        rows = {*self._rows, "seen"}
+        used: dict[str, None] = {}
+
+        def twin(found: re.Match[str]) -> str:
+            if found[1] not in rows:
+                return found[0]
+            used[found[1]] = None
+            return f"at_{found[0]}"
+
+        def replaced(code: str) -> str:
+            return re.sub(r"\b(\w+)\[i\]", twin, code)
+
+        lets = [Named(x.name, replaced(x.code)) for x in loop.lets]
+        stores = [(target, replaced(code)) for target, code in loop.stores]
+        self._twins |= used
+        return Loop(loop.axes, lets, stores, tuple(used))
+
     def _adds(self, axes: str, s: ScatterText, lets: list[Named], guard: str) -> Adds:
-        """A scatter as two loops: values into a buffer of the loop's shape, then additions."""
-        buffer = {"qd": "features", "q": "row_values", "k": "key_values"}.get(axes, "added")
-        if buffer == "added":
-            self._pairs["added"] = None
+        """A scatter; of pairs as two loops, values into a buffer of products' layout, then additions."""
         subscript = self.element(frozenset(axes))
-        exists = {
-            "q": "(first_row + i < M)",
-            "k": "(first_key + j < N)",
-            "qd": "(first_row + i < M) & (d < VALUE_DIM)",
-        }.get(axes, "(first_row + i < M) & (first + j < N)")
-        value = s.value
-        if guard:
-            value = f"choose({guard}, {value}, T.float32(0.0))"
-        stores, offset = [(f"{buffer}[{subscript}]", value)], s.offset
-        if len(axes) == 1:
-            # Fragments of one axis are held by several threads, which would all add.
-            stores.append((f"{buffer[:3]}_offsets[{subscript}]", f'T.Cast("int64", {offset})'))
-            offset = f"{buffer[:3]}_offsets[{subscript}]"
+        if axes == "qd":
+            add = self._apart(self.loop("d", [(s.value, s.offset)]))
+            return Adds(s.name, s.stored, None, add, "(first_row + i < M)")
+        if axes == "qk":
+            self._pairs["added"] = None
+            value = f"choose({guard}, {s.value}, T.float32(0.0))"
+            values = self.loop(axes, [(f"added[{subscript}]", value)], lets)
+            add = self.loop(axes, [(f"added[{subscript}]", s.offset)], lets)
+            return Adds(s.name, s.stored, values, add, "(first_row + i < M) & (first + j < N)")
+        kind, exists = {
+            "q": ("row", "(first_row + i < M)"),
+            "k": ("key", "(first_key + j < N)"),
+        }[axes]
+        value_at, offset_at = (f"{kind}_{what}[{subscript}]" for what in ("values", "offsets"))
+        stores = [(value_at, s.value), (offset_at, f'T.Cast("int64", {s.offset})')]
         values = self.loop(axes, stores, lets)
-        add = self.loop(axes, [(f"{buffer}[{subscript}]", offset)], lets)
+        add = self.loop(axes, [(value_at, offset_at)])
         return Adds(s.name, s.stored, values, add, exists)
 
     def _walk(self, w: WalkText, text: BackwardContext, *, columns: bool = False) -> WalkLoops:
@@ -282,13 +307,13 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             cut = self.loop(
                 both, [(scored, f"choose(allowed, {scored}, {IDENTITIES['max']})")], mask_lets
             )
-        stores: list[tuple[str, str, str]] = []
+        sums_of: list[tuple[str, str, str]] = []
         sums = []
         at = self.order[0]
         index = "i" if at == "q" else "j"
         updates = []
         for n, x in enumerate(w.sums):
-            stores.append((f"terms{n}", x.body, IDENTITIES[x.op]))
+            sums_of.append((f"terms{n}", x.body, IDENTITIES[x.op]))
             self._row(x.name)
             self._row(f"found_{x.name}")
             sums.append((x.op, f"terms{n}", f"found_{x.name}"))
@@ -296,25 +321,21 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             updates.append(
                 (now, f"{now} + {found}" if x.op == "sum" else f"T.{x.op}({now}, {found})")
             )
-        products = []
-        if w.weight:
-            stores.append(("weight", w.weight, IDENTITIES["sum"]))
-            products.append(("weight", "dv"))
-        if w.dot_grad:
-            stores.append(("dot_grad", w.dot_grad, IDENTITIES["sum"]))
-            products.append(("dot_grad", "dk" if columns else "dq"))
-        for name, _, _ in stores:
+        stores = [(f"{n}[{pair}]", code, identity) for n, code, identity in sums_of]
+        for name, _, _ in sums_of:
             self._pairs[name] = None
+        if w.weight:
+            stores.append((f"narrow[{pair}]", f"T.Cast(dtype, {w.weight})", _ZERO))
+        if w.dot_grad:
+            target = "dot_tile" if columns else "narrow"
+            stores.append((f"{target}[{pair}]", f"T.Cast(dtype, {w.dot_grad})", _ZERO))
         terms = masked = None
         if stores:
             lets = [*inner, *w.lets, *w.elements]
-            terms = self.loop(both, [(f"{n}[{pair}]", code) for n, code, _ in stores], lets)
+            terms = self.loop(both, [(target, code) for target, code, _ in stores], lets)
             if not w.masks_score:
-                kept = [
-                    (f"{n}[{pair}]", f"choose(allowed, {n}[{pair}], {identity})")
-                    for n, _, identity in stores
-                ]
-                masked = self.loop(both, kept, mask_lets)
+                cuts = [(x, f"choose(allowed, {code}, {start})") for x, code, start in stores]
+                masked = self.loop(both, cuts, [*mask_lets, *w.elements])
         adds = []
         for s in w.scatters:
             names = {x.name for x in mask_lets}
@@ -334,7 +355,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             sums=sums,
             starts=[(x.name, IDENTITIES[x.op]) for x in w.sums],
             update=self.loop(at, updates) if updates else None,
-            products=products,
+            multiplies=w.dot_grad is not None,
             adds=adds,
         )
 
@@ -353,3 +374,8 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             code = f"choose({some}, T.float32(1.0), T.float32(0.0))"
             by_row = self.loop("q", [("seen[i]", code)])
         return SeenLoops(by_row, in_tile)
+
+
+def _folded(r: ReductionText) -> str:
+    now = f"{r.name}[i]"
+    return f"{now} + {r.body}" if r.op == "sum" else f"T.{r.op}({now}, {r.body})"

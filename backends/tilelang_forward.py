@@ -246,10 +246,10 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
             terms = self.loop("qk", stores, [*p.keys, *p.score_lets, *s.elements])
             if not p.masks_score:
                 cut = [
-                    (at, f"choose(allowed, {at}, {identities[at.partition('[')[0]]})")
-                    for at, _ in stores
+                    (at, f"choose(allowed, {code}, {identities[at.partition('[')[0]]})")
+                    for at, code in stores
                 ]
-                masked = self.loop("qk", cut, mask_lets)
+                masked = self.loop("qk", cut, [*mask_lets, *s.elements])
         update = self.loop("q", updates, s.factors) if updates else None
         return SweepLoops(
             lanes, self.row_loop(lanes, [], []), terms, masked, found, update, products

@@ -52,15 +52,21 @@ class Stored(Named):
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A loop over the elements of a tile, or over rows: definitions of one element, then what is stored for it."""
+    """A loop over the elements of a tile, or over rows: definitions of one element, then what is stored for it.
+
+    ``twins`` are fragments that the loop reads in shared memory, as ``at_x``: it has another layout than they.
+    """
 
     axes: str
     lets: list[Named]
     stores: list[tuple[str, str]]
+    twins: tuple[str, ...] = ()
 
     @property
     def header(self) -> str:
         """``for ... in parallel(...):``."""
+        if self.axes == "d":
+            return "for d in T.serial(VALUE_DIM):"
         sides = {"q": "BLOCK_M", "k": "BLOCK_N", "d": "VALUE_WIDTH"}
         counters = ", ".join(COUNTERS[a] for a in self.axes)
         return f"for {counters} in parallel({', '.join(sides[a] for a in self.axes)}):"

@@ -21,6 +21,8 @@ from attncompiler.runtime.errors import DtypeError, LimitError
 from attncompiler.runtime.interpreting import SERIAL_SWITCH
 
 Kernel = Callable[[Mapping[str, Any]], None]
+# By warp groups that multiply: a multiprocessor has 65536 registers, one group that loads keeps 24 a thread.
+HOPPER_REGISTERS = {1: 240, 2: 240, 3: 160}
 # Of the second and third axis of a grid.
 _LARGEST_AXIS = 65535
 _RENAMED = {"value": "values"}
@@ -88,6 +90,7 @@ class Launch:
             "HEAD_WIDTH": width_of(found["HEAD_DIM"]), "VALUE_WIDTH": width_of(found["VALUE_DIM"]),
             "STAGES": found["num_stages"], "THREADS": found["num_warps"] * 32,
             "WIDEN": q.dtype == torch.float16, "SERIAL": not q.is_cuda, "PANEL": 0,
+            "REGISTERS": registers_of(q.device, found["num_warps"]),
             "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
         }  # fmt: skip
         return {name: known[name] for name in self._constants}
@@ -124,6 +127,17 @@ def pass_configs() -> dict[Any, Any]:
     import tilelang
 
     return {tilelang.PassConfigKey.TL_DEVICE_COMPILE_FLAGS: ["-ftz=true"]}
+
+
+def registers_of(device: torch.device, warps: int) -> int:
+    """What a thread of the warp groups that multiply may hold on Hopper, beside one group that loads; else 0."""
+    if (
+        device.type != "cuda"
+        or torch.version.hip
+        or torch.cuda.get_device_capability(device)[0] != 9
+    ):
+        return 0
+    return HOPPER_REGISTERS.get(warps // 4, 0)
 
 
 def width_of(dim: int) -> int:

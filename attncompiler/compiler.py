@@ -100,8 +100,8 @@ def compile(
 ) -> Operator | DenseOperator:
     """The operator of a variant: ``op(q, k, v, **tensors) -> out``.
 
-    ``variant`` is a Variant or its class. ``backend`` is ``"cpp"`` (tensors on the CPU), ``"triton"`` or
-    ``"tilelang"`` (on CUDA devices), or ``"auto"``: each call runs where its tensors are. ``"dense"`` is the oracle, slow and only for
+    ``variant`` is a Variant or its class. ``backend`` is ``"cpp"`` (tensors on the CPU), ``"triton"`` or ``"tilelang"``
+    (on CUDA devices), or ``"auto"``: each call runs where its tensors are. ``"dense"`` is the oracle, slow and only for
     comparing. Equal calls give equal bits; ``deterministic=False`` lets gradients of tensors that many programs of a
     GPU add to differ in their last bits, which saves a run of the backward kernels. Kernels are built when a call first
     needs them (or by ``op.build``) and kept in the user's cache. Raises a subclass of AttnCompilerError that names the

@@ -307,23 +307,9 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             cut = self.loop(
                 both, [(scored, f"choose(allowed, {scored}, {IDENTITIES['max']})")], mask_lets
             )
-        sums_of: list[tuple[str, str, str]] = []
-        sums = []
-        at = self.order[0]
-        index = "i" if at == "q" else "j"
-        updates = []
-        for n, x in enumerate(w.sums):
-            sums_of.append((f"terms{n}", x.body, IDENTITIES[x.op]))
-            self._row(x.name)
-            self._row(f"found_{x.name}")
-            sums.append((x.op, f"terms{n}", f"found_{x.name}"))
-            now, found = f"{x.name}[{index}]", f"found_{x.name}[{index}]"
-            updates.append(
-                (now, f"{now} + {found}" if x.op == "sum" else f"T.{x.op}({now}, {found})")
-            )
-        stores = [(f"{n}[{pair}]", code, identity) for n, code, identity in sums_of]
-        for name, _, _ in sums_of:
-            self._pairs[name] = None
+        stores = [(f"terms{n}[{pair}]", u.body, IDENTITIES[u.op]) for n, u in enumerate(w.sums)]
+        for n in range(len(w.sums)):
+            self._pairs[f"terms{n}"] = None
         if w.weight:
             stores.append((f"narrow[{pair}]", f"T.Cast(dtype, {w.weight})", _ZERO))
         if w.dot_grad:
@@ -352,12 +338,24 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             cut=cut,
             terms=terms,
             masked=masked,
-            sums=sums,
-            starts=[(x.name, IDENTITIES[x.op]) for x in w.sums],
-            update=self.loop(at, updates) if updates else None,
+            sums=[(u.op, f"terms{n}", f"found_{u.name}") for n, u in enumerate(w.sums)],
+            starts=[(u.name, IDENTITIES[u.op]) for u in w.sums],
+            update=self._update(w),
             multiplies=w.dot_grad is not None,
             adds=adds,
         )
+
+    def _update(self, w: WalkText) -> Loop | None:
+        """What a tile's reductions add to the statistics of a walk."""
+        index = "i" if self.order[0] == "q" else "j"
+        updates = []
+        for u in w.sums:
+            self._row(u.name)
+            self._row(f"found_{u.name}")
+            now, found = f"{u.name}[{index}]", f"found_{u.name}[{index}]"
+            both = f"{now} + {found}" if u.op == "sum" else f"T.{u.op}({now}, {found})"
+            updates.append((now, both))
+        return self.loop(self.order[0], updates) if updates else None
 
     def _seen(self, text: BackwardContext) -> SeenLoops | None:
         scan = text.scan

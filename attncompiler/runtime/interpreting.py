@@ -1,4 +1,4 @@
-"""Says whether GPU kernels run on tensors of the CPU, for checking them: Triton's in its interpreter, TileLang's as C."""
+"""Says whether GPU kernels run on tensors of the CPU, to be checked: Triton's in its interpreter, TileLang's as C."""
 
 from __future__ import annotations
 

@@ -99,7 +99,9 @@ def _fill(folder: Path, name: str, make: Any, order: Sequence[str], toolchain: T
     arguments = [(kind, meanings[n]) for kind, n in declared]
     (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
     templates = Path(tilelang.__file__).parent / "src"
-    flags = tuple(f for f in toolchain.flags if not f.startswith("-fvisibility"))
-    Toolchain(toolchain.command, toolchain.identity, (*flags, f"-I{templates}")).build(
+    # Scalar code of which every line is there to be checked: little is gained by more than the first level.
+    kept = (f for f in toolchain.flags if not f.startswith(("-fvisibility", "-O")))
+    flags = (*kept, "-O1", "-w", f"-I{templates}")
+    Toolchain(toolchain.command, toolchain.identity, flags).build(
         name, source, folder / "kernel.so"
     )

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Named, Text
 from attncompiler.backends.names import tensor_name
-from attncompiler.backends.tilelang_forward import SeenLoops
-from attncompiler.backends.tilelang_loops import IDENTITIES, Loop, Stored, TilelangLoops
+from attncompiler.backends.tilelang_loops import IDENTITIES, Loop, SeenLoops, Stored, TilelangLoops
 from attncompiler.backends.tilelang_tiles import RunsLoops, run_loops
 from attncompiler.backends.triton_backward import BackwardPrinter
 from attncompiler.backends.triton_backward_context import (
@@ -115,29 +114,28 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
     def loops(self, title: str, definition: str, regenerate: str) -> TilelangBackwardContext:
         """The template's context; ``definition`` is the user's source, printed at the top of the file."""
         text = self.context(title, definition, regenerate)
-        self._rows: dict[str, Stored] = {}
-        self._pairs: dict[str, None] = {}
+        self.allocate()
         self._twins: dict[str, None] = {}
         start = text.start
         for name in (*text.saved, *(s for _, s in text.kept), *(r.name for r in start.reductions)):
-            self._row(name)
-        start_rows = self._keep(start.rows)
+            self.fragment(name)
+        start_rows = self.keep(start.rows)
         start_adds = [self._adds("qd", s, [], "") for s in start.elements]
         start_adds += [self._adds("q", s, [], "") for s in start.epilogue]
         walks = [self._walk(w, text) for w in text.walks]
-        finish = self._keep(text.finish)
+        finish = self.keep(text.finish)
         columns = TilelangBackward(self.backward, self._dtypes, ("k", "q"))
-        columns._rows, columns._pairs, columns._twins = {}, {}, {}
+        columns.allocate()
         column_walk = columns._walk(text.columns, text, columns=True)
         key_adds = [columns._adds("k", s, text.columns.keys, "") for s in text.columns.key_sums]
-        seen = self._seen(text)
+        seen = self.seen(text.scan, text.runs)
         own_go = None
         if text.own_go:
             code = start.value_grad
             if text.masked:
                 code = f"choose(seen[i] > 0.0, {code}, T.float32(0.0))"
             own_go = self.loop("d", [("go_tile[i, d]", f"T.Cast(dtype, {code})")])
-        first_rows = self._keep(text.walks[0].rows)
+        first_rows = self.keep(text.walks[0].rows)
         return TilelangBackwardContext(
             title=title,
             definition=text.definition,
@@ -150,7 +148,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             kept=text.kept,
             uniform=text.uniform,
             start_scalars=start_rows,
-            start_rows=self.row_loop(start_rows),
+            start_rows=self.filling(start_rows),
             reads_value=start.reads_value,
             reductions=[
                 (r.name, IDENTITIES[r.op], self.loop("d", [(f"{r.name}[i]", _folded(r))]))
@@ -162,22 +160,23 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             columns=column_walk,
             loads=[x.name for x in text.columns.loads],
             finish_scalars=finish,
-            finish=self.row_loop(finish),
+            finish=self.filling(finish),
             row_adds=[self._adds("q", s, [], "") for s in text.row_grads],
             key_adds=key_adds,
             handed=[
-                (x.name, f"{x.name}[i]" if x.name in self._rows else x.name) for x in text.handed
+                (x.name, f"{x.name}[i]" if x.name in self.fragments else x.name)
+                for x in text.handed
             ],
             known=text.known,
-            rows=list(self._rows.values()),
-            twins=[self._rows.get(n, Stored(n, "", "float32")) for n in self._twins],
-            pairs=list(self._pairs),
-            column_keys=list(columns._rows.values()),
-            column_pairs=list(columns._pairs),
+            rows=list(self.fragments.values()),
+            twins=[self.fragments.get(n, Stored(n, "", "float32")) for n in self._twins],
+            pairs=list(self.pairs),
+            column_keys=list(columns.fragments.values()),
+            column_pairs=list(columns.pairs),
             masked=text.masked,
             seen=seen,
             first_rows=first_rows,
-            first_row_loop=self.row_loop(first_rows),
+            first_row_loop=self.filling(first_rows),
             reversed=text.reversed,
             runs=None if text.runs is None else run_loops(text.runs),
             column_runs=None
@@ -210,25 +209,6 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
 
     # ----------------------------------------------------------------------------------------------------------
 
-    def _row(self, name: str, dtype: str = "float32") -> None:
-        self._rows[name] = Stored(name, "", dtype)
-
-    def _keep(self, lets: list[Named]) -> list[Stored]:
-        found = [x for x in lets if isinstance(x, Stored)]
-        assert len(found) == len(lets), lets
-        for x in found:
-            if x.dtype:
-                self._row(x.name, x.dtype)
-        return found
-
-    def row_loop(
-        self, lets: list[Stored], more: list[tuple[str, str]] | None = None
-    ) -> Loop | None:
-        """The loop over rows (keys) that fills fragments in order; None without work."""
-        at = "i" if self.order[0] == "q" else "j"
-        stores = [(f"{x.name}[{at}]", x.code) for x in lets if x.dtype] + (more or [])
-        return self.loop(self.order[0], stores) if stores else None
-
     def _leaf(self, printer: ExprPrinter, expr: Expr) -> Text:
         wide = ROW | FEATURE
         match expr:
@@ -242,7 +222,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
 
     def _apart(self, loop: Loop) -> Loop:
         """The loop with the rows that it reads in shared memory: threads that share a fragment would all add."""
-        rows = {*self._rows, "seen"}
+        rows = {*self.fragments, "seen"}
         used: dict[str, None] = {}
 
         def twin(found: re.Match[str]) -> str:
@@ -266,7 +246,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             add = self._apart(self.loop("d", [(s.value, s.offset)]))
             return Adds(s.name, s.stored, None, add, "(first_row + i < M)")
         if axes == "qk":
-            self._pairs["added"] = None
+            self.pairs["added"] = None
             value = f"choose({guard}, {s.value}, T.float32(0.0))"
             values = self.loop(axes, [(f"added[{subscript}]", value)], lets)
             add = self.loop(axes, [(f"added[{subscript}]", s.offset)], lets)
@@ -286,18 +266,18 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
         pair = self.element(frozenset("qk"))
         inside = "(first + i < M)" if columns else "(first + j < N)"
         once = [*w.keys, *(x for x in w.rows if isinstance(x, Stored))] if columns else w.rows
-        own = self._keep(once)
+        own = self.keep(once)
         inner = [*w.loads, *w.rows] if columns else list(w.keys)
         for x in w.stats:
-            self._row(x.name)
+            self.fragment(x.name)
         stats = [Stored(x.name, x.code, "float32") for x in w.stats]
         if w.needs_scores:
-            self._pairs["raw"] = None
+            self.pairs["raw"] = None
         if w.needs_weight_grad:
-            self._pairs["weight_grad"] = None
+            self.pairs["weight_grad"] = None
         score = None
         if w.score:
-            self._pairs["score"] = None
+            self.pairs["score"] = None
             score = self.loop(both, [(f"score[{pair}]", w.score)], [*inner, *w.lets])
         scored = f"{'score' if w.score else 'raw'}[{pair}]"
         allowed = Named("allowed", f"{w.mask} & {inside}" if w.mask else inside)
@@ -309,7 +289,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             )
         stores = [(f"terms{n}[{pair}]", u.body, IDENTITIES[u.op]) for n, u in enumerate(w.sums)]
         for n in range(len(w.sums)):
-            self._pairs[f"terms{n}"] = None
+            self.pairs[f"terms{n}"] = None
         if w.weight:
             stores.append((f"narrow[{pair}]", f"T.Cast(dtype, {w.weight})", _ZERO))
         if w.dot_grad:
@@ -331,7 +311,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
         return WalkLoops(
             number=w.number,
             scalars=own,
-            before=self.row_loop([*stats, *own]),
+            before=self.filling([*stats, *own]),
             needs_scores=w.needs_scores,
             needs_weight_grad=w.needs_weight_grad,
             score=score,
@@ -350,28 +330,12 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
         index = "i" if self.order[0] == "q" else "j"
         updates = []
         for u in w.sums:
-            self._row(u.name)
-            self._row(f"found_{u.name}")
+            self.fragment(u.name)
+            self.fragment(f"found_{u.name}")
             now, found = f"{u.name}[{index}]", f"found_{u.name}[{index}]"
             both = f"{now} + {found}" if u.op == "sum" else f"T.{u.op}({now}, {found})"
             updates.append((now, both))
         return self.loop(self.order[0], updates) if updates else None
-
-    def _seen(self, text: BackwardContext) -> SeenLoops | None:
-        scan = text.scan
-        if scan is None:
-            return None
-        allowed = f"choose({scan.mask} & (first + j < N), T.float32(1.0), T.float32(0.0))"
-        self._pairs["terms0"] = None
-        in_tile = self.loop("qk", [("terms0[i, j]", allowed)], [*scan.keys, *scan.lets])
-        by_row = None
-        if text.runs is not None:
-            some = " | ".join(
-                f"({s.when} & (T.max({s.lo}, 0) < T.min({s.end}, N)))" for s in text.runs.rows
-            )
-            code = f"choose({some}, T.float32(1.0), T.float32(0.0))"
-            by_row = self.loop("q", [("seen[i]", code)])
-        return SeenLoops(by_row, in_tile)
 
 
 def _folded(r: ReductionText) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attncompiler.backends.gpu_expr import Named
-from attncompiler.backends.names import identifier
-from attncompiler.backends.tilelang_loops import IDENTITIES, Loop, Stored, TilelangLoops
+from attncompiler.backends.tilelang_loops import IDENTITIES, Loop, SeenLoops, Stored, TilelangLoops
 from attncompiler.backends.tilelang_tiles import RunsLoops, run_loops
 from attncompiler.backends.triton_context import ForwardContext, PassText, SweepText
 from attncompiler.backends.triton_forward import ForwardPrinter
-from attncompiler.backends.triton_loops import TensorArgument, reads
+from attncompiler.backends.triton_loops import TensorArgument
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +77,6 @@ class FinishLoops:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenLoops:
-    """How rows with an allowed key are found: by the spans of single queries, or in the partial tiles of a list."""
-
-    by_row: Loop | None
-    in_tile: Loop
-
-
-@dataclass(frozen=True, slots=True)
 class TilelangContext:
     """Everything the forward template needs."""
 
@@ -115,13 +106,12 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
     def loops(self, title: str, definition: str, regenerate: str) -> TilelangContext:
         """The template's context; ``definition`` is the user's source, printed at the top of the file."""
         text = self.context(title, definition, regenerate)
-        self._rows: list[Stored] = []
-        self._pairs: dict[str, None] = {}
+        self.allocate()
         self._weights: dict[str, None] = {}
         passes = [self._pass(p, text) for p in text.passes]
         finish = self._finish(text)
         for name in text.stats:
-            self._rows.append(Stored(name, "", "float32"))
+            self.fragment(name)
         kernel = self.kernel
         return TilelangContext(
             title=title,
@@ -136,39 +126,25 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
             finish=finish,
             stats=text.stats,
             kept=len(kernel.finish.kept),
-            rows=list({r.name: r for r in self._rows}.values()),
-            pairs=list(self._pairs),
+            rows=list(self.fragments.values()),
+            pairs=list(self.pairs),
             weights=list(self._weights),
             masked=text.masked,
             widens=any(not w.bounded for p in passes for s in p.sweeps for w in s.products),
-            seen=self._seen(text),
+            seen=self.seen(text.scan, text.runs),
             reversed=text.reversed,
             runs=None if text.runs is None else run_loops(text.runs),
         )
 
-    def _keep(self, lets: list[Named]) -> list[Stored]:
-        """Definitions of rows and scalars; the rows get fragments."""
-        found = [x for x in lets if isinstance(x, Stored)]
-        assert len(found) == len(lets)
-        self._rows += [x for x in found if x.dtype]
-        return found
-
-    def row_loop(
-        self, lets: list[Stored], more: list[tuple[str, str]], local: list[Named]
-    ) -> Loop | None:
-        """The loop over rows that fills fragments in order; None without work."""
-        stores = [(f"{x.name}[i]", x.code) for x in lets if x.dtype] + more
-        return self.loop("q", stores, local) if stores else None
-
     def _pass(self, p: PassText, text: ForwardContext) -> PassLoops:
-        rows = self._keep(p.rows)
+        rows = self.keep(p.rows)
         pair = self.element(frozenset("qk"))
         score = None
         if p.needs_scores:
-            self._pairs["raw"] = None
+            self.pairs["raw"] = None
         if p.score:
             score = self.loop("qk", [(f"score[{pair}]", p.score)], [*p.keys, *p.score_lets])
-            self._pairs["score"] = None
+            self.pairs["score"] = None
         scored = f"{'score' if p.score else 'raw'}[{pair}]"
         inside = "(first + j < N)"
         allowed = Named("allowed", f"{p.mask} & {inside}" if p.mask else inside)
@@ -182,7 +158,7 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
         return PassLoops(
             number=p.number,
             rows=rows,
-            row_loop=self.row_loop(rows, [], []),
+            row_loop=self.filling(rows),
             needs_scores=p.needs_scores,
             score=score,
             masked=masked,
@@ -194,7 +170,7 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
     def _sweep(
         self, number: int, s: SweepText, p: PassText, mask_lets: list[Named], scored: str
     ) -> SweepLoops:
-        lanes = self._keep(s.lanes)
+        lanes = self.keep(s.lanes)
         pair = self.element(frozenset("qk"))
         buffers: dict[str, str] = {}
         stores: list[tuple[str, str]] = []
@@ -210,19 +186,19 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
                 buffers[key] = name
                 identities[name] = identity
                 stores.append((f"{name}[{pair}]", code))
-                self._pairs[name] = None
+                self.pairs[name] = None
             return buffers[key]
 
         found, updates = [], []
         for x in s.stats:
             raw = x.raw and p.masks_score
             where = "raw" if raw else buffer(x.body, IDENTITIES[x.op])
-            self._rows.append(Stored(f"found_{x.name}", "", "float32"))
+            self.fragment(f"found_{x.name}")
             found.append(Found(x.op, where, f"found_{x.name}"))
             value = f"found_{x.name}[i]" + (" * unit" if raw else "")
             now = f"{x.name}[i]"
             old = f"old_{x.name[2:]}"
-            self._rows.append(Stored(old, "", "float32"))
+            self.fragment(old)
             updates.append((f"{old}[i]", now))
             if x.op == "sum":
                 updates.append((now, f"{now}{f' * {x.factor}' if x.factor else ''} + {value}"))
@@ -237,7 +213,7 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
             factor = None
             if w.factor:
                 factor = f"factor_{w.name}"
-                self._rows.append(Stored(factor, "", "float32"))
+                self.fragment(factor)
                 updates.append((f"{factor}[i]", w.factor))
             self._weights[w.name] = None
             products.append(Product(w.name, where, factor, w.bounded))
@@ -251,16 +227,14 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
                 ]
                 masked = self.loop("qk", cut, [*mask_lets, *s.elements])
         update = self.loop("q", updates, s.factors) if updates else None
-        return SweepLoops(
-            lanes, self.row_loop(lanes, [], []), terms, masked, found, update, products
-        )
+        return SweepLoops(lanes, self.filling(lanes), terms, masked, found, update, products)
 
     def _finish(self, text: ForwardContext) -> FinishLoops:
         finish = text.finish
-        rows = self._keep(finish.rows)
+        rows = self.keep(finish.rows)
         for name, code in finish.coefficients:
             rows.append(Stored(f"coefficient_{name}", code, "float32"))
-            self._rows.append(rows[-1])
+            self.fragment(rows[-1].name)
         value = " + ".join(f"coefficient_{n}[i] * {n}[i, d]" for n, _ in finish.coefficients)
         exists = "seen[i] > 0.0" if text.masked else "N > 0"
         reductions = []
@@ -270,35 +244,13 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
         zero = "T.float32(0.0)"
         return FinishLoops(
             scalars=rows,
-            rows=self.row_loop(rows, [], []),
+            rows=self.filling(rows),
             value=self.loop("qd", [("value[i, d]", f"choose({exists}, {value}, {zero})")]),
             kept=[self.loop("q", [("given[i]", code)]) for code in finish.kept],
             reductions=reductions,
             output=self.loop("qd", [("value[i, d]", finish.output)]),
         )
 
-    def _seen(self, text: ForwardContext) -> SeenLoops | None:
-        scan = text.scan
-        if scan is None:
-            return None
-        allowed = f"choose({scan.mask} & (first + j < N), T.float32(1.0), T.float32(0.0))"
-        self._pairs["terms0"] = None
-        in_tile = self.loop(
-            "qk", [(f"terms0[{self.element(frozenset('qk'))}]", allowed)], [*scan.keys, *scan.lets]
-        )
-        by_row = None
-        if text.runs is not None:
-            some = " | ".join(
-                f"({s.when} & (T.max({s.lo}, 0) < T.min({s.end}, N)))" for s in text.runs.rows
-            )
-            by_row = self.loop(
-                "q", [("seen[i]", f"choose({some}, T.float32(1.0), T.float32(0.0))")]
-            )
-        return SeenLoops(by_row, in_tile)
-
 
 def _op_of(p: PassText, name: str) -> str:
     return next(s.op for sweep in p.sweeps for s in sweep.stats if s.name == name)
-
-
-__all__ = ["TilelangForward", "identifier", "reads"]

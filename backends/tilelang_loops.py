@@ -13,7 +13,16 @@ from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Lane, Named, Text
 from attncompiler.backends.magnitudes import INT_BOUNDS, bound
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.tilelang_expr import TilelangPrinter
-from attncompiler.backends.triton_loops import FEATURE, KEY, ROW, LoopPrinter, needed, reads
+from attncompiler.backends.triton_loops import (
+    FEATURE,
+    KEY,
+    ROW,
+    LoopPrinter,
+    RunsText,
+    ScanText,
+    needed,
+    reads,
+)
 from attncompiler.ir.expr import (
     Dot,
     Expr,
@@ -72,12 +81,61 @@ class Loop:
         return f"for {counters} in parallel({', '.join(sides[a] for a in self.axes)}):"
 
 
+@dataclass(frozen=True, slots=True)
+class SeenLoops:
+    """How rows with an allowed key are found: by the spans of single queries, or in the partial tiles of a list."""
+
+    by_row: Loop | None
+    in_tile: Loop
+
+
 class TilelangLoops(LoopPrinter):
     """Leaves and definitions of TileLang kernels; comes before a Triton printer among a class's bases."""
 
     printer_type: ClassVar[type[ExprPrinter]] = TilelangPrinter
     # Whether scores are the products themselves.
     _plain: bool
+
+    def allocate(self) -> None:
+        """Forget which fragments and buffers of pairs a kernel needs; the loops that are made next say so."""
+        self.fragments: dict[str, Stored] = {}
+        self.pairs: dict[str, None] = {}
+
+    def fragment(self, name: str, dtype: str = "float32") -> None:
+        """A value of every row (or key, where those go down) that a kernel needs."""
+        self.fragments[name] = Stored(name, "", dtype)
+
+    def keep(self, lets: Iterable[Named]) -> list[Stored]:
+        """Definitions of rows and of scalars; the rows get fragments."""
+        found = []
+        for x in lets:
+            assert isinstance(x, Stored), x
+            found.append(x)
+            if x.dtype:
+                self.fragment(x.name, x.dtype)
+        return found
+
+    def filling(self, lets: Iterable[Stored]) -> Loop | None:
+        """The loop over rows (keys) that fills fragments in order; None without work."""
+        at = COUNTERS[self.order[0]]
+        stores = [(f"{x.name}[{at}]", x.code) for x in lets if x.dtype]
+        return self.loop(self.order[0], stores) if stores else None
+
+    def seen(self, scan: ScanText | None, runs: RunsText | None) -> SeenLoops | None:
+        """How the rows of a block that have a key are found; None where all have."""
+        if scan is None:
+            return None
+        one, zero = "T.float32(1.0)", "T.float32(0.0)"
+        self.pairs["terms0"] = None
+        code = f"choose({scan.mask} & (first + j < N), {one}, {zero})"
+        in_tile = self.loop("qk", [("terms0[i, j]", code)], [*scan.keys, *scan.lets])
+        by_row = None
+        if runs is not None:
+            some = " | ".join(
+                f"({s.when} & (T.max({s.lo}, 0) < T.min({s.end}, N)))" for s in runs.rows
+            )
+            by_row = self.loop("q", [("seen[i]", f"choose({some}, {one}, {zero})")])
+        return SeenLoops(by_row, in_tile)
 
     def element(self, axes: Axes) -> str:
         """The subscript of a value with these axes."""

@@ -105,7 +105,7 @@ def _tilelang(kernels: Kernels, deterministic: bool) -> Engine:
     from attncompiler.runtime.tilelang_sources import TilelangSources
     from attncompiler.runtime.triton_engine import TritonEngine
 
-    engine = TritonEngine(kernels, TilelangSources(kernels))
+    engine = TritonEngine(kernels, TilelangSources(kernels), "tilelang")
     engine.deterministic = deterministic
     return engine
 

@@ -25,6 +25,8 @@ Kernel = Callable[[Mapping[str, Any]], None]
 HOPPER_REGISTERS = {1: 240, 2: 240, 3: 160}
 # Of the second and third axis of a grid.
 _LARGEST_AXIS = 65535
+# What 32 bits count.
+_LONGEST = 2**31 - 1
 _RENAMED = {"value": "values"}
 
 
@@ -84,10 +86,18 @@ class Launch:
                 detail="TileLang multiplies float32 as tf32 on a GPU, which torch does not allow here",
                 fix='set torch.backends.cuda.matmul.allow_tf32 = True, or compile with backend="triton"',
             )
+        if not q.is_cuda and q.dtype != torch.float32:
+            raise DtypeError(
+                name="q",
+                detail="on the CPU, where TileLang's kernels run as C to be checked, they know float32 only",
+                fix="convert to float32, or give tensors on a CUDA device",
+            )
+        sizes = (x for n, x in found.items() if "_extent" in n or "_stride" in n)
         known = {
             "dtype": ELEMENT_TYPES[q.dtype],
             **{n: x for n, x in found.items() if n.isupper()},
             "HEAD_WIDTH": width_of(found["HEAD_DIM"]), "VALUE_WIDTH": width_of(found["VALUE_DIM"]),
+            "LONG": found["LONG"] or any(abs(x) > _LONGEST for x in sizes),
             "STAGES": found["num_stages"], "THREADS": found["num_warps"] * 32,
             "WIDEN": q.dtype == torch.float16, "SERIAL": not q.is_cuda, "PANEL": 0,
             "REGISTERS": registers_of(q.device, found["num_warps"]),

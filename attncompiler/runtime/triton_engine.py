@@ -55,11 +55,15 @@ class Site:
 
 
 class TritonEngine:
-    """The Triton kernels of one variant: ``kernels`` describes it, ``sources`` are its files."""
+    """The Triton kernels of one variant: ``kernels`` describes it, ``sources`` are its files.
 
-    def __init__(self, kernels: Described, sources: TritonModules) -> None:
+    Kernels of another language that take the same calls run here too; ``backend`` is what the user knows them by.
+    """
+
+    def __init__(self, kernels: Described, sources: TritonModules, backend: str = "triton") -> None:
         self.kernels = kernels
         self.sources = sources
+        self.backend = backend
         # Tests and tuning choose tiles themselves.
         self.tiling: Tiling | None = None
         self.deterministic = True
@@ -283,7 +287,7 @@ class TritonEngine:
         if q.dtype == torch.float64:
             raise DtypeError(
                 name="q",
-                detail="the triton backend computes in float32, float64 is not supported",
+                detail=f"the {self.backend} backend computes in float32, float64 is not supported",
                 fix='convert to float32, or call it on the CPU with kernels of backend="cpp"',
             )
         tensors = self.kernels.signature.tensors

@@ -35,7 +35,7 @@ def test_methods_and_quotations_call_nothing() -> None:
 
 def test_every_function_can_be_had_alone() -> None:
     given = {"range", "float"}
-    for name in _functions():
+    for name in _functions("triton"):
         text = math_for(f"{name}(x)")
         assert name in names(text)
         used = {n.func.id for n in ast.walk(ast.parse(text))
@@ -45,11 +45,11 @@ def test_every_function_can_be_had_alone() -> None:
 
 
 def test_functions_use_nothing_but_triton_from_outside() -> None:
-    tree = ast.parse(math_for("\n".join(f"{name}(x)" for name in _functions())))
+    tree = ast.parse(math_for("\n".join(f"{name}(x)" for name in _functions("triton"))))
     for function in tree.body:
         assert isinstance(function, ast.FunctionDef)
         stored = {n.id for n in ast.walk(function)
                   if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}  # fmt: skip
-        known = {*stored, *(a.arg for a in function.args.args), *_functions()}
+        known = {*stored, *(a.arg for a in function.args.args), *_functions("triton")}
         loaded = {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
         assert loaded <= known | {"triton", "tl", "range", "float"}

@@ -14,8 +14,10 @@ from attncompiler.errors import listed
 from attncompiler.runtime.errors import UnknownTargetError
 
 KIB = 1024
-_E4M3, _E5M2 = "float8_e4m3fn", "float8_e5m2"
-_OCP = (_E4M3, _E5M2)
+# 8-bit floats as torch names them: those of the Open Compute Project, and AMD's first ones without negative zero.
+_OCP = ("float8_e4m3fn", "float8_e5m2")
+_FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz")
+EIGHT_BITS = (*_OCP, *_FNUZ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ class Target:
     lanes: int = 128
     descriptors: bool = False
     fp8: tuple[str, ...] = ()
+
+    @property
+    def narrow_sums(self) -> bool:
+        """Whether products of 8-bit floats are added up in 14 bits, far fewer than float32 has: on Ada and Hopper."""
+        return self.name in ("sm_89", "sm_90")
 
     @property
     def is_nvidia(self) -> bool:
@@ -82,7 +89,6 @@ def _amd(
     )  # fmt: skip
 
 
-_FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz")
 TARGETS: dict[str, Target] = {
     t.name: t
     for t in (

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from attncompiler.backends.gpu_targets import Target
+from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.tile_config import Config as Config
 from attncompiler.backends.tile_config import Kind as Kind
 from attncompiler.backends.triton_seeds import COLUMNS, FORWARD, ROWS, Family
 from attncompiler.backends.triton_work import Extra
 
 _KINDS: tuple[Kind, ...] = ("forward", "rows", "columns")
-_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2} | dict.fromkeys(EIGHT_BITS, 1)
 _KIB = 1024
 # Registers that a thread can spend on float32 tiles and on vectors across them before the compiler spills, by who
 # multiplies and for the forward kernel, that of rows and that of columns. Whatever else a kernel needs is left out:
@@ -106,6 +106,11 @@ def backward_configs(
 def padded_dim(dim: int) -> int:
     """The length of a tile's side that holds ``dim`` lanes: a power of two of at least 16."""
     return max(16, 1 << (dim - 1).bit_length())
+
+
+def head_width(head_dim: int, dtype: str) -> int:
+    """``padded_dim`` of queries and keys: a matrix instruction takes 32 bytes of each."""
+    return max(padded_dim(head_dim), 32 // _ELEMENT_BYTES[dtype])
 
 
 def shared_estimate(

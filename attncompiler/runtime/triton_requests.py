@@ -29,7 +29,7 @@ class Call:
     """What a kernel is compiled for: the type of q, k and v, head dimensions, types of captured tensors by argument.
 
     ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` is that of
-    ``triton_launch.widened``, ``trains`` says whether a forward keeps what a backward reads,
+    ``triton_launch.widened``, ``as_float16`` that of ``run_forward``, ``trains`` says whether a forward keeps what a backward reads,
     ``fused`` whether the second kernel of a backward adds up dq.
     """
 
@@ -42,7 +42,7 @@ class Call:
     trains: bool = False
     widen: str = ""
     fused: bool = False
-    halves: bool = False
+    as_float16: bool = False
 
 
 def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelRequest:
@@ -57,7 +57,7 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
         "HEAD_WIDTH": head_width(call.head_dim, call.dtype), "VALUE_WIDTH": padded_dim(call.value_dim),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "LISTED": call.listed,
         "DESCRIPTORS": config.descriptors, "POSITIVE": True,
-        "PRECISION": "ieee", "WIDEN": call.widen, "HALVES": call.halves,
+        "PRECISION": "ieee", "WIDEN": call.widen, "AS_FLOAT16": call.as_float16,
         "LONG": False, "REVERSED": True, "PHASE": 2, "FUSED": call.fused, "PERSISTENT": False, "ALONE": True,
         "TRANSPOSED": False, "EXACT": True,
     }  # fmt: skip

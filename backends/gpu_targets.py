@@ -61,8 +61,8 @@ class Target:
         """What keeps kernels for inputs of a type from running here, in words; empty where nothing does."""
         if dtype not in EIGHT_BITS or dtype in self.fp8:
             return ""
-        known = " and ".join(self.fp8) or "none"
-        return f"{self.name} does not multiply {dtype}; the 8-bit floats it knows: {known}"
+        known = " and ".join(self.fp8) or "no 8-bit floats"
+        return f"{self.name} multiplies {known}, not {dtype}"
 
     @property
     def triton_arch(self) -> int | str:

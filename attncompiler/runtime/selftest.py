@@ -101,7 +101,7 @@ class SelfTest:
             if is_interpreting():
                 cases = INTERPRETED_CASES
             print(f"on {device}" + (", in Triton's interpreter" if is_interpreting() else ""))
-        print(f"{'dtype':<10}{'case':<44}{'worst':<18}{'error':>9}{'plain':>10}{'limit':>10}")
+        print(f"{'dtype':<17}{'case':<44}{'worst':<18}{'error':>9}{'plain':>10}{'limit':>10}")
         for dtype in self.manifest["dtypes"]:
             for number, case in enumerate(cases):
                 params = self.other_values() if number % 2 else self.values()
@@ -113,7 +113,7 @@ class SelfTest:
                     f"{n}={getattr(case, n)}" for n in ("B", "H", "G", "M", "N", "q_start")
                 )
                 print(
-                    f"{dtype:<10}{sizes:<44}{worst.what:<18}{worst.error:9.1e}{worst.plain_error:10.1e}"
+                    f"{dtype:<17}{sizes:<44}{worst.what:<18}{worst.error:9.1e}{worst.plain_error:10.1e}"
                     f"{worst.limit:10.1e}{'' if worst.passed else '  FAILED'}"
                 )
         return failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,19 @@ def test_captured_tensors_of_eight_bits_are_refused() -> None:
     given["gain"] = given["gain"].to(torch.float8_e4m3fn)
     with pytest.raises(DtypeError, match=r"gain: it is (?s:.*)convert it to one of float32, bfloat16"):
         op(**given)
+
+
+def test_the_example_of_the_documentation() -> None:
+    page = (EXAMPLES.parent / "docs" / "gpu.md").read_text().partition("## 8-bit floats")[2]
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    # Its own module, where the variant's source is found.
+    names: dict[str, Any] = {"__name__": "documentation"}
+    torch.manual_seed(0)
+    exec(example, names)
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        *(names[n].double() for n in "qkv"), is_causal=True
+    )
+    error = (names["out"].double() - exact).abs()
+    assert names["out"].dtype == torch.bfloat16
+    assert error.mean() < 0.02
+    assert error.max() < 0.3

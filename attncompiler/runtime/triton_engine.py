@@ -294,7 +294,7 @@ class TritonEngine:
                 detail="the triton backend computes in float32, float64 is not supported",
                 fix='convert to float32, or call it on the CPU with kernels of backend="cpp"',
             )
-        target = choice_of(q.device).target if q.dtype in EIGHT_BITS and q.is_cuda else None
+        target = _eight_bit_target(q)
         if target is not None and (why := target.lacks(EIGHT_BITS[q.dtype])):
             refuse_eight_bits(why)
         tensors = self.kernels.signature.tensors
@@ -317,6 +317,11 @@ class TritonEngine:
 
 def _dims(q: Tensor, v: Tensor) -> Dims:
     return INPUT_TYPES[q.dtype], q.shape[3], v.shape[3]
+
+
+def _eight_bit_target(q: Tensor) -> Target | None:
+    """Who multiplies 8-bit inputs; None for others, and where an interpreter does."""
+    return choice_of(q.device).target if q.dtype in EIGHT_BITS and q.is_cuda else None
 
 
 def _huge(numbers: Iterable[float]) -> bool:

@@ -75,6 +75,32 @@ def test_the_last_resort_compiles(arch: str, kind: Kind, dtype: str, dims: tuple
     check("causal", arch, kind, dtype, dims, LAST)
 
 
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("name", ["causal", "alibi"])
+def test_eight_bit_floats(name: str, dim: int) -> None:
+    """Hopper multiplies them as float16, in the instructions of a warp group, and loads them as they are."""
+    found = check(name, "sm_90", "forward", "float8_e4m3fn", (dim, dim)).instructions
+    assert found["wgmma"] > 0
+    assert found["tma_load"] > 0
+    assert "mma" not in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (16, 24), (80, 80), (512, 512)], ids=str)
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+@pytest.mark.parametrize("arch", ["sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"])
+def test_eight_bit_floats_of_other_variants(arch: str, name: str, dims: tuple[int, int]) -> None:
+    if name not in ("causal", "alibi") and dims not in ((64, 64), (128, 128)):
+        pytest.skip("odd sizes of two variants are enough")
+    check(name, arch, "forward", target_of(arch).fp8[dims[0] % 3 == 2], dims)
+
+
+def test_blackwell_multiplies_eight_bits_as_they_are() -> None:
+    text = check("causal", "sm_100", "forward", "float8_e4m3fn", (64, 64)).text.read_text()
+    assert "tcgen05.mma.cta_group::1.kind::f8f6f4" in text
+    assert "tcgen05.mma.cta_group::1.kind::f16" in text  # weights by values
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_120", "gfx90a", "gfx950"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import attncompiler
+from attncompiler.backends.gpu_targets import EIGHT_BITS, target_of
 from attncompiler.block_sparse import BlockSparse
 from attncompiler.cases import Case
 from attncompiler.dsl import Tensor as Input
@@ -19,10 +20,12 @@ from attncompiler.runtime import triton_engine
 from attncompiler.runtime.errors import DtypeError, EightBitGradientError
 from attncompiler.runtime.operator import Operator
 from attncompiler.variant_file import load_variant
-from tests.triton_calls import checker, failures, use_tiles
+from tests.triton_calls import checker, engine_of, failures, use_tiles
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-DTYPES = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+DTYPES = EIGHT_BITS
+# Fewer bits in its sums of 8-bit products than float32 has.
+NARROW = replace(target_of("sm_90"), fp8=EIGHT_BITS)
 CASE = Case(B=1, H=4, G=2, M=37, N=70, D=24, Dv=40, q_start=33)
 
 
@@ -91,13 +94,33 @@ def test_products_as_float16_are_the_same_numbers(
     wanted = op(q, k, v, scale=scale)
     launch, given = triton_engine.run_forward, []
 
-    def as_float16(*arguments: Any, **named: Any) -> None:
+    def spied(*arguments: Any, **named: Any) -> None:
         given.append(named["as_float16"])
-        launch(*arguments, **named | {"as_float16": True})
+        launch(*arguments, **named)
 
-    monkeypatch.setattr(triton_engine, "run_forward", as_float16)
+    monkeypatch.setattr(triton_engine, "run_forward", spied)
+    monkeypatch.setattr(triton_engine, "_eight_bit_target", lambda q: NARROW)
+    engine_of(op)._sites.clear()
     assert torch.equal(op(q, k, v, scale=scale), wanted)
-    assert given == [False]
+    assert given == [True]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "says"),
+    [
+        ("sm_86", torch.float8_e4m3fn, "sm_86 multiplies no 8-bit floats, not float8_e4m3fn"),
+        ("gfx942", torch.float8_e5m2, "gfx942 multiplies float8_e4m3fnuz and float8_e5m2fnuz"),
+        ("sm_90", torch.float8_e5m2fnuz, "sm_90 multiplies float8_e4m3fn and float8_e5m2, not"),
+    ],
+)
+def test_gpus_without_the_type_are_refused(
+    arch: str, dtype: torch.dtype, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_engine, "_eight_bit_target", lambda q: target_of(arch))
+    with pytest.raises(DtypeError) as caught:
+        attncompiler.compile(Plain, backend="triton")(**inputs(dtype))
+    assert says in caught.value.summary
+    assert "bfloat16, which holds them exactly" in caught.value.remedy
 
 
 def inputs(dtype: torch.dtype = torch.float8_e4m3fn) -> dict[str, torch.Tensor]:

@@ -49,6 +49,8 @@ _HELD: dict[Family, tuple[float, float, float]] = {
 }
 # Loads by pointer take more than descriptors.
 _POINTER_REGISTERS = 30
+# 8-bit floats are loaded one by one, and the queries of a warp group stay in registers as float16.
+_EIGHT_BIT_REGISTERS = 45
 PLAIN = Extra()
 
 
@@ -68,6 +70,9 @@ def configs(
         pointers = target.descriptors and not config.descriptors
         room = _TILE_REGISTERS[family][_KINDS.index(kind)] - (_POINTER_REGISTERS if pointers else 0)
         tiles = _tile_registers(kind, config, target, (head_dim, value_dim), extra, family)
+        if dtype in EIGHT_BITS:
+            tiles += _EIGHT_BIT_REGISTERS if pointers else 0
+            tiles += config.block_m * padded_dim(head_dim) / (64 * config.num_warps) * (family == "wgmma")
         return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
 
     last = found[-1]

@@ -49,10 +49,18 @@ FORWARD: dict[Family, dict[int, Seeds]] = {
         512: ((16, 16, 16, 1), (16, 32, 16, 1), (16, 16, 8, 1)),
     },
 }  # fmt: skip
-# Of 8-bit floats, which Hopper converts in registers, where that leaves too few for the tiles above.
+# Of 8-bit floats, which are converted in registers, where that leaves too few for the tiles above.
 FORWARD_EIGHT_BITS: dict[Family, dict[int, Seeds]] = {
     "wgmma": {
         128: ((128, 64, 8, 2), (128, 128, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 32, 8, 2), (64, 32, 4, 2)),
+        256: ((64, 16, 8, 2), (64, 32, 8, 2), (32, 32, 8, 1), (16, 16, 8, 1)),
+    },
+    "tcgen05": {
+        256: ((64, 32, 8, 2), (64, 64, 4, 2), (16, 16, 8, 1)),
+    },
+    "mma": {
+        128: ((128, 32, 8, 3), (64, 64, 8, 2), (128, 64, 8, 3), (64, 32, 8, 2)),
+        256: ((64, 32, 8, 2), (64, 64, 8, 2), (32, 32, 4, 2), (16, 32, 8, 1)),
     },
 }  # fmt: skip
 ROWS: dict[Family, dict[int, Seeds]] = {

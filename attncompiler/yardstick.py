@@ -1,7 +1,8 @@
 """Compares results with exact ones: draws the inputs of a case, and turns errors into verdicts.
 
 The yardstick is plain PyTorch in the same element type (of 8-bit inputs in bfloat16, which holds them): a result passes
-with at most twice its error plus a floor of a few units in the last place of the largest number. ``attncompiler check`` and the self test of a package use it.
+with at most twice its error plus a floor of a few units in the last place of the largest number. ``attncompiler check``
+and the self test of a package use it.
 """
 
 from __future__ import annotations

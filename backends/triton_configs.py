@@ -60,7 +60,8 @@ def configs(
     """Shapes for a forward kernel or for a backward one, that owns queries (rows: dq) or keys (columns: dk and dv).
 
     Best first, never empty. ``dtype`` is the inputs' ("float32", "bfloat16", "float16"; of a forward also an 8-bit
-    float); head dimensions are those before padding, 1 to 512; ``extra`` is what the kernel keeps beside a plain softmax's tiles.
+    float); head dimensions are those before padding, 1 to 512; ``extra`` is what the kernel keeps beside a plain
+    softmax's tiles.
     """
     family = _family(target, dtype)
     found = _seeds(kind, target, dtype, head_dim, value_dim)
@@ -71,8 +72,9 @@ def configs(
         room = _TILE_REGISTERS[family][_KINDS.index(kind)] - (_POINTER_REGISTERS if pointers else 0)
         tiles = _tile_registers(kind, config, target, (head_dim, value_dim), extra, family)
         if dtype in EIGHT_BITS:
+            queries = config.block_m * padded_dim(head_dim) / (64 * config.num_warps)
             tiles += _EIGHT_BIT_REGISTERS if pointers else 0
-            tiles += config.block_m * padded_dim(head_dim) / (64 * config.num_warps) * (family == "wgmma")
+            tiles += queries if family == "wgmma" else 0
         return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
 
     last = found[-1]

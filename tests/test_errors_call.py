@@ -394,5 +394,5 @@ def test_eight_bit_floats_are_refused_on_the_cpu(backend: Any) -> None:
             call(q, q, q)
         assert "float8_e4m3fn are not supported by the cpp backend" in caught.value.summary
         assert "convert q, k and v to bfloat16, which holds them exactly" in caught.value.remedy
-    with pytest.raises(errors.AttnCompilerError, match="no gradients|not supported"):
+    with pytest.raises(errors.AttnCompilerError, match=r"no gradients|not supported"):
         op(q, q, q.clone().requires_grad_())

@@ -22,7 +22,7 @@ from attncompiler.variant import Variant
 
 
 class DenseOperator:
-    """The oracle with the call of an ``Operator``; computes in float64 and returns the dtype of an operator's output."""
+    """The oracle with the call of an ``Operator``; computes in float64 and returns the dtype of its output."""
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant

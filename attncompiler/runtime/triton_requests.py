@@ -29,8 +29,8 @@ class Call:
     """What a kernel is compiled for: the type of q, k and v, head dimensions, types of captured tensors by argument.
 
     ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` is that of
-    ``triton_launch.widened``, ``as_float16`` that of ``run_forward``, ``trains`` says whether a forward keeps what a backward reads,
-    ``fused`` whether the second kernel of a backward adds up dq.
+    ``triton_launch.widened``, ``as_float16`` that of ``run_forward``, ``trains`` says whether a forward keeps what a
+    backward reads, ``fused`` whether the second kernel of a backward adds up dq.
     """
 
     dtype: str

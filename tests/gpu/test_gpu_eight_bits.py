@@ -35,7 +35,7 @@ def known(dtype: str, device: torch.device) -> torch.dtype:
 
 def wrong(variant: Variant, case: Case, device: torch.device) -> str:
     """What is further off than twice plain PyTorch in bfloat16; empty when nothing is."""
-    mine = Checker(variant, backend="triton")  # type: ignore[arg-type]
+    mine = Checker(variant, backend="triton")
     case = mine.fitted(case)
     q, k, v, tensors = mine.inputs(case)
     q, k, v = (x.to(device) for x in (q, k, v))
@@ -56,9 +56,7 @@ def wrong(variant: Variant, case: Case, device: torch.device) -> str:
 def test_sizes(dims: tuple[int, int], dtype: str, device: torch.device) -> None:
     known(dtype, device)
     head_dim, value_dim = dims
-    case = Case(
-        B=2, H=4, G=2, M=300, N=555, D=head_dim, Dv=value_dim, dtype=dtype, q_start=255
-    )
+    case = Case(B=2, H=4, G=2, M=300, N=555, D=head_dim, Dv=value_dim, dtype=dtype, q_start=255)
     assert not wrong(load_variant(files()[0].with_name("alibi.py")), case, device)
 
 

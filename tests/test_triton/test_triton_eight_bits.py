@@ -74,7 +74,7 @@ def test_head_dimensions(head_dim: int) -> None:
     use_tiles(mine.operator, 16, 16)
     value_dim = {1: 512, 512: 1}.get(head_dim, head_dim + 8)
     turn, layout = head_dim % 2, ("padded", "swapped")[head_dim % 2]
-    case = Case(B=2, H=1, G=1, M=19, N=35, D=head_dim, Dv=value_dim, layout=layout)  # type: ignore[arg-type]
+    case = Case(B=2, H=1, G=1, M=19, N=35, D=head_dim, Dv=value_dim, layout=layout)
     assert not failures(mine, [replace(case, dtype=DTYPES[turn])], gradients=False)
 
 
@@ -193,7 +193,9 @@ def test_captured_tensors_of_eight_bits_are_refused() -> None:
     op = attncompiler.compile(Documents, backend="triton")
     given = inputs() | {"ids": torch.arange(40), "gain": torch.randn(2, 16)}
     given["gain"] = given["gain"].to(torch.float8_e4m3fn)
-    with pytest.raises(DtypeError, match=r"gain: it is (?s:.*)convert it to one of float32, bfloat16"):
+    with pytest.raises(
+        DtypeError, match=r"gain: it is (?s:.*)convert it to one of float32, bfloat16"
+    ):
         op(**given)
 
 

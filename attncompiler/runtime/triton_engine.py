@@ -294,6 +294,8 @@ class TritonEngine:
                 detail="the triton backend computes in float32, float64 is not supported",
                 fix='convert to float32, or call it on the CPU with kernels of backend="cpp"',
             )
+        if q.dtype in EIGHT_BITS and self.sources.no_eight_bits:
+            refuse_eight_bits(self.sources.no_eight_bits)
         target = _eight_bit_target(q)
         if target is not None and (why := target.lacks(EIGHT_BITS[q.dtype])):
             refuse_eight_bits(why)

@@ -19,6 +19,8 @@ from attncompiler.dsl import Variant, causal, document, maximum
 from attncompiler.runtime import triton_engine
 from attncompiler.runtime.errors import DtypeError, EightBitGradientError
 from attncompiler.runtime.operator import Operator
+from attncompiler.runtime.tilelang_sources import TilelangSources
+from attncompiler.runtime.triton_engine import TritonEngine
 from attncompiler.variant_file import load_variant
 from tests.triton_calls import checker, engine_of, failures, use_tiles
 
@@ -187,6 +189,14 @@ def test_gradients_are_refused_before_anything_runs(name: str) -> None:
     compiled: Any = torch.compile(step, backend="aot_eager")
     with pytest.raises(Exception, match="no gradients for inputs of float8_e4m3fn"):
         compiled(**given)
+
+
+def test_the_tilelang_backend_refuses_them() -> None:
+    op = attncompiler.compile(Plain, backend="triton")
+    assert isinstance(op, Operator)
+    engine = TritonEngine(op._kernels, TilelangSources(op._kernels))
+    with pytest.raises(DtypeError, match=r"tilelang(?s:.*)convert q, k and v to bfloat16"):
+        engine.forward(*inputs().values(), (), 0, 1.0, ())
 
 
 def test_captured_tensors_of_eight_bits_are_refused() -> None:

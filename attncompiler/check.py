@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from attncompiler.layouts import Boxes
 from attncompiler.oracle import OracleResult
 from attncompiler.yardstick import Comparison as Comparison
-from attncompiler.yardstick import compare, compare_gradients, draw_inputs
+from attncompiler.yardstick import compare, compare_gradients, draw_inputs, plain_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Checker:
             exact = oracle(torch.float64)
         except OutOfRangeError as fault:
             return Outcome(case, fault=fault)
-        plain = oracle(torch.float32 if case.dtype == "float64" else None)
+        plain = oracle(plain_type(case.dtype))
         out, stats = self.operator(q, k, v, q_start=case.q_start, return_stats=True, **tensors)
         comparisons = [compare("out", out, plain.out, exact.out)]
         for name, expected in exact.stats.items():

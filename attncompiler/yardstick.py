@@ -1,7 +1,8 @@
 """Compares results with exact ones: draws the inputs of a case, and turns errors into verdicts.
 
-The yardstick is plain PyTorch in the same element type: a result passes with at most twice its error plus a floor of a
-few units in the last place of the largest number. ``attncompiler check`` and the self test of a package use it.
+The yardstick is plain PyTorch in the same element type (of 8-bit inputs in bfloat16, which holds them): a result passes
+with at most twice its error plus a floor of a few units in the last place of the largest number. ``attncompiler check``
+and the self test of a package use it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,13 @@ class Comparison:
     def ratio(self) -> float:
         """Error over limit; at most 1 passes."""
         return 0.0 if self.error == 0 else self.error / self.limit if self.limit else math.inf
+
+
+def plain_type(dtype: str) -> torch.dtype | None:
+    """The type in which plain PyTorch is the yardstick of a call; None for that of its inputs."""
+    if dtype == "float64":
+        return torch.float32
+    return torch.bfloat16 if dtype.startswith("float8") else None
 
 
 def draw_inputs(

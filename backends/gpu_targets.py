@@ -14,8 +14,10 @@ from attncompiler.errors import listed
 from attncompiler.runtime.errors import UnknownTargetError
 
 KIB = 1024
-_E4M3, _E5M2 = "float8_e4m3fn", "float8_e5m2"
-_OCP = (_E4M3, _E5M2)
+# 8-bit floats as torch names them: those of the Open Compute Project, and AMD's first ones without negative zero.
+_OCP = ("float8_e4m3fn", "float8_e5m2")
+_FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz")
+EIGHT_BITS = (*_OCP, *_FNUZ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Target:
     Registers are 32 bits wide, shared memory is in bytes, ``tensor_tflops`` in dense bfloat16 TFLOP/s with float32
     sums, ``bandwidth`` in GB/s, ``clock`` in GHz; ``exponentials`` and ``lanes`` are base-2 exponentials and float32
     multiply-adds that an SM finishes a clock. ``registers`` and ``max_registers`` of AMD count both register files.
-    ``fp8`` names the 8-bit types its tensor cores multiply.
+    ``fp8`` names the 8-bit types its tensor cores multiply; ``narrow_sums``: they add up such products in some 14 bits,
+    where float32 has 24.
     """
 
     name: str
@@ -47,11 +50,19 @@ class Target:
     lanes: int = 128
     descriptors: bool = False
     fp8: tuple[str, ...] = ()
+    narrow_sums: bool = False
 
     @property
     def is_nvidia(self) -> bool:
         """Whether binaries are cubins (PTX in between) rather than hsaco files."""
         return self.vendor == "nvidia"
+
+    def lacks(self, dtype: str) -> str:
+        """What keeps kernels for inputs of a type from running here, in words; empty where nothing does."""
+        if dtype not in EIGHT_BITS or dtype in self.fp8:
+            return ""
+        known = " and ".join(self.fp8) or "no 8-bit floats"
+        return f"{self.name} multiplies {known}, not {dtype}"
 
     @property
     def triton_arch(self) -> int | str:
@@ -62,12 +73,12 @@ class Target:
 def _nvidia(
     name: str, card: str, per_sm: int, warps: int, blocks: int, sms: int, *,
     tflops: float, bandwidth: float, clock: float, lanes: int = 128, descriptors: bool = False,
-    fp8: tuple[str, ...] = (),
+    fp8: tuple[str, ...] = (), narrow_sums: bool = False,
 ) -> Target:  # fmt: skip
     """``per_sm`` in KiB; of it one KiB a block belongs to the system."""
     return Target(
         name, card, "nvidia", 32, (per_sm - 1) * KIB, per_sm * KIB, 65536, 255, warps * 32, warps, blocks, sms,
-        tflops, bandwidth, clock, lanes=lanes, descriptors=descriptors, fp8=fp8,
+        tflops, bandwidth, clock, lanes=lanes, descriptors=descriptors, fp8=fp8, narrow_sums=narrow_sums,
     )  # fmt: skip
 
 
@@ -82,15 +93,15 @@ def _amd(
     )  # fmt: skip
 
 
-_FNUZ = ("float8_e4m3fnuz", "float8_e5m2fnuz")
 TARGETS: dict[str, Target] = {
     t.name: t
     for t in (
         _nvidia("sm_80", "A100 SXM 80 GB", 164, 64, 32, 108, tflops=312, bandwidth=2039, clock=1.41, lanes=64),
         _nvidia("sm_86", "RTX 3090", 100, 48, 16, 82, tflops=71, bandwidth=936, clock=1.70),
-        _nvidia("sm_89", "RTX 4090", 100, 48, 24, 128, tflops=165, bandwidth=1008, clock=2.52, fp8=_OCP),
+        _nvidia("sm_89", "RTX 4090", 100, 48, 24, 128, tflops=165, bandwidth=1008, clock=2.52,
+                fp8=_OCP, narrow_sums=True),
         _nvidia("sm_90", "H100 SXM", 228, 64, 32, 132, tflops=989, bandwidth=3350, clock=1.83,
-                descriptors=True, fp8=_OCP),
+                descriptors=True, fp8=_OCP, narrow_sums=True),
         _nvidia("sm_100", "B200", 228, 64, 32, 148, tflops=2250, bandwidth=8000, clock=1.85,
                 descriptors=True, fp8=_OCP),
         _nvidia("sm_120", "RTX 5090", 100, 48, 24, 170, tflops=209, bandwidth=1792, clock=2.41,

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from attncompiler.backends.gpu_targets import Target
+from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.tile_config import Config as Config
 from attncompiler.backends.tile_config import Kind as Kind
-from attncompiler.backends.triton_seeds import COLUMNS, FORWARD, ROWS, Family
+from attncompiler.backends.triton_seeds import COLUMNS, FORWARD, FORWARD_EIGHT_BITS, ROWS, Family
 from attncompiler.backends.triton_work import Extra
 
 _KINDS: tuple[Kind, ...] = ("forward", "rows", "columns")
-_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2} | dict.fromkeys(EIGHT_BITS, 1)
 _KIB = 1024
 # Registers that a thread can spend on float32 tiles and on vectors across them before the compiler spills, by who
 # multiplies and for the forward kernel, that of rows and that of columns. Whatever else a kernel needs is left out:
@@ -49,6 +49,8 @@ _HELD: dict[Family, tuple[float, float, float]] = {
 }
 # Loads by pointer take more than descriptors.
 _POINTER_REGISTERS = 30
+# 8-bit floats are loaded one by one, and the queries of a warp group stay in registers as float16.
+_EIGHT_BIT_REGISTERS = 45
 PLAIN = Extra()
 
 
@@ -57,8 +59,9 @@ def configs(
 ) -> tuple[Config, ...]:
     """Shapes for a forward kernel or for a backward one, that owns queries (rows: dq) or keys (columns: dk and dv).
 
-    Best first, never empty. ``dtype`` is the inputs' ("float32", "bfloat16", "float16"); head dimensions are those
-    before padding, 1 to 512; ``extra`` is what the kernel keeps beside a plain softmax's tiles.
+    Best first, never empty. ``dtype`` is the inputs' ("float32", "bfloat16", "float16"; of a forward also an 8-bit
+    float); head dimensions are those before padding, 1 to 512; ``extra`` is what the kernel keeps beside a plain
+    softmax's tiles.
     """
     family = _family(target, dtype)
     found = _seeds(kind, target, dtype, head_dim, value_dim)
@@ -68,6 +71,10 @@ def configs(
         pointers = target.descriptors and not config.descriptors
         room = _TILE_REGISTERS[family][_KINDS.index(kind)] - (_POINTER_REGISTERS if pointers else 0)
         tiles = _tile_registers(kind, config, target, (head_dim, value_dim), extra, family)
+        if dtype in EIGHT_BITS:
+            queries = config.block_m * padded_dim(head_dim) / (64 * config.num_warps)
+            tiles += _EIGHT_BIT_REGISTERS if pointers else 0
+            tiles += queries if family == "wgmma" else 0
         return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
 
     last = found[-1]
@@ -108,6 +115,11 @@ def padded_dim(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
+def head_width(head_dim: int, dtype: str) -> int:
+    """``padded_dim`` of queries and keys: a matrix instruction takes 32 bytes of each."""
+    return max(padded_dim(head_dim), 32 // _ELEMENT_BYTES[dtype])
+
+
 def shared_estimate(
     kind: Kind, config: Config, target: Target, dtype: str, head_dim: int, value_dim: int
 ) -> int:
@@ -119,6 +131,8 @@ def shared_estimate(
     d, v = padded_dim(head_dim), padded_dim(value_dim)
     m, n, stages = config.block_m, config.block_n, config.num_stages
     family = _family(target, dtype)
+    if dtype in EIGHT_BITS:
+        return _eight_bit_estimate(config, family, head_width(head_dim, dtype), v)
     owned, walked = (n, m) if kind == "columns" else (m, n)
     resident = m * d if kind == "forward" else owned * (d + v)
     streamed = walked * (d + v)
@@ -142,11 +156,25 @@ def shared_estimate(
     return _ELEMENT_BYTES[dtype] * elements + _KIB
 
 
+def _eight_bit_estimate(config: Config, family: Family, d: int, v: int) -> int:
+    """The same of a forward of 8-bit floats: beside tiles as they are loaded lie converted ones, of 16 bits."""
+    m, n, stages = config.block_m, config.block_n, config.num_stages
+    streamed, converted = n * (d + v), 2 * n * max(d, v)
+    if family == "mfma":
+        return max(max(m, n) * max(d, v), (stages - 1) * streamed + max(2 * m * n, converted))
+    if family in ("wgmma", "tcgen05"):
+        return m * d + stages * streamed + converted + _KIB
+    weights = 0 if m >= 128 else 2 * m * n
+    return 2 * m * d + max(stages - 1, 1) * streamed + converted + weights + _KIB
+
+
 def _seeds(kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int) -> list[Config]:
     """The list of a family and a head dimension, whether or not a configuration fits."""
     family = _family(target, dtype)
     side = max(padded_dim(head_dim), padded_dim(value_dim))
     table = {"forward": FORWARD, "rows": ROWS, "columns": COLUMNS}[kind][family]
+    if dtype in EIGHT_BITS:
+        table = table | FORWARD_EIGHT_BITS.get(family, {})
     seeds = table[min(limit for limit in table if limit >= min(side, 512))]
     # The accelerator wants rows whose bytes 16 divides.
     whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))

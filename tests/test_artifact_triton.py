@@ -210,6 +210,16 @@ def test_a_packaged_kernel_compiles_for_a_gpu_that_is_not_here(folder: Path, ker
     assert result.spill_stores == 0
 
 
+def test_a_package_for_eight_bit_floats(tmp_path: Path) -> None:
+    (tmp_path / "causal.py").write_text(CAUSAL)
+    options = ("--backend", "triton", "--dtype", "float8_e4m3fn", "--head-dim", 16)
+    assert build(tmp_path / "causal.py", "--out", tmp_path / "packed", *options) == 0
+    assert "bfloat16 for 8-bit floats" in (tmp_path / "packed" / "__init__.py").read_text()
+    done = run("-m", "packed.selftest", folder=tmp_path, **INTERPRETED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "float8_e4m3fn    B=1" in done.stdout
+
+
 def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "causal.py").write_text(CAUSAL)
     file, out = tmp_path / "causal.py", tmp_path / "packed"

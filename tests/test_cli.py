@@ -334,6 +334,19 @@ def test_build_compiles_for_gpus_that_are_not_here(
             ("--backend", "triton", "--arch", "sm_90", "--dtype", "float64"),
             "float32, not in float64",
         ),
+        (
+            ("--backend", "triton", "--arch", "sm_80", "--dtype", "float8_e5m2"),
+            "sm_80 multiplies no 8-bit floats, not float8_e5m2; choose --dtype bfloat16",
+        ),
+        (
+            ("--backend", "triton", "--arch", "gfx942", "--dtype", "float8_e5m2"),
+            "gfx942 multiplies float8_e4m3fnuz and float8_e5m2fnuz, not float8_e5m2",
+        ),
+        (
+            ("--backend", "triton", "--arch", "sm_90", "--dtype", "float8_e5m2", "--backward"),
+            "no gradients for inputs of float8_e5m2",
+        ),
+        (("--dtype", "float8_e5m2"), "float8_e5m2 is for --backend triton alone"),
         (("--backend", "triton"), "or a folder for a package, --out DIR"),
     ],
 )

@@ -154,6 +154,13 @@ MISTAKES: list[tuple[str, Change, type[errors.AttnCompilerError], str, str]] = [
         "float32",
     ),
     (
+        "k",
+        lambda x: x.to(torch.float8_e5m2),
+        run_errors.DtypeError,
+        "k: it is torch.float8_e5m2 and q is torch.float32",
+        r"k\.to",
+    ),
+    (
         "q",
         lambda x: x.numpy(),
         run_errors.DtypeError,
@@ -376,3 +383,16 @@ def test_a_tensor_that_prepare_needs_is_missed_before_it_runs() -> None:
 def test_prepare_sees_only_tensors() -> None:
     with pytest.raises(errors.AttnCompilerError, match="q"):
         attncompiler.compile(Prepared)(None, None, None, gain=torch.ones(7))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpp"])
+def test_eight_bit_floats_are_refused_on_the_cpu(backend: Any) -> None:
+    q = torch.randn(1, 2, 6, 4).to(torch.float8_e4m3fn)
+    op = attncompiler.compile(Variant, backend=backend)
+    for call in (op, torch.compile(op, backend="eager")):
+        with pytest.raises(run_errors.DtypeError) as caught:
+            call(q, q, q)
+        assert "float8_e4m3fn are not supported by the cpp backend" in caught.value.summary
+        assert "convert q, k and v to bfloat16, which holds them exactly" in caught.value.remedy
+    with pytest.raises(errors.AttnCompilerError, match=r"no gradients|not supported"):
+        op(q, q, q.clone().requires_grad_())

@@ -10,7 +10,7 @@ import torch
 
 from attncompiler.cases import Case
 from attncompiler.preparation import run_prepare
-from attncompiler.runtime.call_checks import CAPTURED_TYPES, ELEMENT_TYPES
+from attncompiler.runtime.call_checks import CAPTURED_TYPES, INPUT_TYPES
 from attncompiler.runtime.tensor_types import usual_types
 from attncompiler.yardstick import draw_inputs
 
@@ -52,4 +52,4 @@ def _specialization(compilation: Compilation, dtype: str, head_dim: int, value_d
         q, _, v, tensors = run_prepare(trace.variant, q, k, v, tensors, params=trace.params)
     known = {dtype: name for types in CAPTURED_TYPES.values() for dtype, name in types.items()}
     named |= {n: known[t.dtype] for n, t in tensors.items() if t.dtype in known}
-    return Wanted((ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]), named)
+    return Wanted((INPUT_TYPES[q.dtype], q.shape[3], v.shape[3]), named)

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attncompiler.commands.gpu import check_architectures, compile_for_gpus, gpu_files, report
+from attncompiler.commands.gpu import (
+    check_architectures,
+    check_eight_bits,
+    compile_for_gpus,
+    gpu_files,
+    report,
+)
 from attncompiler.commands.options import (
     DTYPES,
+    EIGHT_BITS,
     arch_option,
     build_backend_option,
     variant_arguments,
@@ -35,10 +42,11 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype",
     "dtypes",
-    type=click.Choice(DTYPES),
+    type=click.Choice((*DTYPES, *EIGHT_BITS)),
     multiple=True,
     default=("float32",),
     show_default=True,
+    help="Of q, k and v; repeatable. 8-bit floats are for --backend triton.",
 )
 @click.option("--head-dim", type=click.IntRange(1, 512), default=64, show_default=True)
 @click.option("--value-dim", type=click.IntRange(1, 512), help="[default: the head dim]")
@@ -72,6 +80,7 @@ def build(
     attncompiler build my_attention.py --backend cpp,triton --arch sm_80,sm_90,gfx942 --dtype bfloat16
     """
     check_architectures(backends, archs, dtypes, out)
+    check_eight_bits(backends, archs, dtypes, backward=backward)
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True, markup=False)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attncompiler.commands.options import EIGHT_BITS
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from attncompiler.tuning.gpu_build import GpuBinary, GpuBuild
 
 _GPU_DTYPES = ("float32", "bfloat16", "float16")
+_INSTEAD = "choose --dtype bfloat16, which holds all 8-bit floats"
 
 
 def check_architectures(
@@ -40,11 +43,25 @@ def check_architectures(
             "or a folder for a package, --out DIR"
         )
     for dtype in dtypes:
-        if dtype not in _GPU_DTYPES:
+        if dtype not in (*_GPU_DTYPES, *EIGHT_BITS):
             raise click.UsageError(
                 f"the triton backend computes in float32, not in {dtype}: choose --dtype "
                 f"{', '.join(_GPU_DTYPES[:-1])} or {_GPU_DTYPES[-1]}"
             )
+
+
+def check_eight_bits(
+    backends: Sequence[str], archs: Sequence[Target], dtypes: Sequence[str], *, backward: bool
+) -> None:
+    """Refuse 8-bit floats for CPUs, for GPUs that do not multiply them, and for gradients."""
+    for dtype in (d for d in dtypes if d in EIGHT_BITS):
+        if tuple(backends) != ("triton",):
+            raise click.UsageError(f"{dtype} is for --backend triton alone; or {_INSTEAD}")
+        if backward:
+            raise click.UsageError(f"there are no gradients for inputs of {dtype}; {_INSTEAD}")
+        for target in archs:
+            if why := target.lacks(dtype):
+                raise click.UsageError(f"{why}; {_INSTEAD}, or leave {target.name} out")
 
 
 def compile_for_gpus(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from attncompiler.backends.gpu_targets import Target
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 
 Decorated = Callable[..., Any]
 

@@ -14,6 +14,7 @@ from attncompiler.ir.declared import Kind, TensorDecl
 from attncompiler.runtime.errors import (
     DeviceError,
     DtypeError,
+    EightBitGradientError,
     ForwardModeError,
     LayoutError,
     LimitError,
@@ -27,6 +28,14 @@ ELEMENT_TYPES = {
     torch.float16: "float16",
     torch.float64: "float64",
 }
+# Inputs of forward kernels on GPUs, whose results are bfloat16.
+EIGHT_BITS = {
+    torch.float8_e4m3fn: "float8_e4m3fn",
+    torch.float8_e5m2: "float8_e5m2",
+    torch.float8_e4m3fnuz: "float8_e4m3fnuz",
+    torch.float8_e5m2fnuz: "float8_e5m2fnuz",
+}
+INPUT_TYPES = ELEMENT_TYPES | EIGHT_BITS
 CAPTURED_TYPES: dict[str, dict[torch.dtype, str]] = {
     "float": ELEMENT_TYPES,
     "int": {
@@ -46,9 +55,9 @@ LARGEST_POSITION = 2**30
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
     """Raise the error that fits when q, k and v are not what attention takes.
 
-    q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]``; H is a multiple of G; one floating dtype; on one
-    device, the CPU or a GPU; last axes contiguous; positions below 2**30. Symbolic lengths of a trace stand for numbers
-    that the call of the traced operator checks.
+    q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]``; H is a multiple of G; one floating dtype, of which
+    engines may refuse some; on one device, the CPU or a GPU; last axes contiguous; positions below 2**30. Symbolic
+    lengths of a trace stand for numbers that the call of the traced operator checks.
     """
     named = (("q", q), ("k", k), ("v", v))
     for name, x in named:
@@ -61,7 +70,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
             )
         if x.shape[3] > 1 and x.stride(3) != 1:
             raise LayoutError(name=name, stride=x.stride(3))
-        if x.dtype not in ELEMENT_TYPES:
+        if x.dtype not in INPUT_TYPES:
             raise DtypeError(
                 name=name,
                 detail=f"elements of type {x.dtype} are not supported",
@@ -85,6 +94,18 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, q_start: int) -> None:
             limit="positions run from 0 to 2**30 - 1",
             fix="split the sequence, or pass the position of the first query",
         )
+
+
+def refuse_eight_bits(why: str) -> NoReturn:
+    """Raise the error of 8-bit inputs that an engine does not take."""
+    fix = "convert q, k and v to bfloat16, which holds them exactly: q.to(torch.bfloat16)"
+    raise DtypeError(name="q", detail=why, fix=fix)
+
+
+def check_trains(variant: str, dtype: torch.dtype) -> None:
+    """Raise EightBitGradientError for a call that wants gradients of inputs which no backward kernel takes."""
+    if dtype in EIGHT_BITS:
+        raise EightBitGradientError(variant=variant, dtype=EIGHT_BITS[dtype])
 
 
 def sizes_of(q: Tensor, v: Tensor) -> dict[str, int]:

@@ -16,12 +16,13 @@ from attncompiler.block_sparse import BlockSparse
 from attncompiler.runtime.arguments import refuse_positional, split_arguments
 from attncompiler.runtime.block_table import check_sparsity, form_of, table_of
 from attncompiler.runtime.module import AttentionModule
+from attncompiler.runtime.signature import output_type
 from attncompiler.user_code import shows_call
 from attncompiler.variant import Variant
 
 
 class DenseOperator:
-    """The oracle with the call of an ``Operator``; computes in float64 and returns the dtype of q."""
+    """The oracle with the call of an ``Operator``; computes in float64 and returns the dtype of its output."""
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
@@ -60,7 +61,7 @@ class DenseOperator:
             tensors=tensors,
             listed=None if sparsity is None else partial(_pairs, sparsity),
         )
-        out = result.out.to(q.dtype)
+        out = result.out.to(output_type(q.dtype))
         return (out, result.stats) if return_stats else out
 
     def module(self, **initial: Any) -> AttentionModule:

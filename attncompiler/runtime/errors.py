@@ -151,6 +151,18 @@ class TransformError(AttnCompilerError):
     )
 
 
+class EightBitGradientError(AttnCompilerError):
+    """A call with 8-bit inputs of which some tensor requires a gradient."""
+
+    message = (
+        "{variant} has no gradients for inputs of {dtype}: its backward kernels take 16 and 32 bits"
+    )
+    advice = (
+        "call it inside torch.no_grad(), or convert q, k and v to bfloat16, which holds them exactly: "
+        "q.to(torch.bfloat16)"
+    )
+
+
 class DoubleBackwardError(AttnCompilerError):
     """A gradient of a gradient."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from attncompiler.backends.gpu_targets import Target
+from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.backends.triton_configs import Config, Kind, candidates, configs
@@ -119,7 +119,13 @@ def _params(*groups: tuple[ParamDecl, ...]) -> dict[str, str]:
 
 
 def _on(target: Target, call: Call) -> Call:
-    """Weights that float16 may not hold are multiplied as tf32, which AMD does not have."""
+    """The call as this target runs it.
+
+    Weights that float16 may not hold are multiplied as tf32, which AMD does not have. 8-bit floats are multiplied as
+    float16, exactly, where their own products would be added up in few bits.
+    """
+    if call.dtype in EIGHT_BITS:
+        return replace(call, as_float16=target.narrow_sums)
     if call.dtype != "float16":
         return call
     return replace(call, widen="tf32" if target.is_nvidia else "ieee")

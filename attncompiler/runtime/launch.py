@@ -13,10 +13,13 @@ from torch.autograd import forward_ad
 from attncompiler.errors import ShapeError
 from attncompiler.runtime.backward_plan import Gradients, run_backward
 from attncompiler.runtime.call_checks import (
+    EIGHT_BITS,
     ELEMENT_TYPES,
     LARGEST_POSITION,
     check_inputs,
     check_tensors,
+    check_trains,
+    refuse_eight_bits,
     sizes_of,
 )
 from attncompiler.runtime.library import Layout, Library
@@ -217,6 +220,8 @@ class Launcher:
         self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor], q_start: int
     ) -> Site:
         check_inputs(q, k, v, q_start)
+        if q.dtype in EIGHT_BITS:
+            refuse_eight_bits(f"elements of type {q.dtype} are not supported by the cpp backend")
         types = check_tensors(
             self.kernels.name, self.kernels.signature.tensors, captured, sizes_of(q, v), q.device
         )
@@ -245,6 +250,7 @@ def check_backward(
     """The element types of captured tensors by name, after all checks of a backward call; see ``Launcher.backward``."""
     q, k, v = inputs
     check_inputs(q, k, v, q_start)
+    check_trains(kernels.name, q.dtype)
     declared = kernels.signature.tensors
     given = [tensors[t.name] for t in declared]
     types = check_tensors(kernels.name, declared, given, sizes_of(q, v), q.device)

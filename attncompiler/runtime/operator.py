@@ -52,9 +52,10 @@ class Operator:
     ``op(q, k, v, *, q_start=0, scale=None, return_stats=False, sparsity=None, **arguments) -> out``
 
     q is ``[B, H, M, D]``, k ``[B, G, N, D]``, v ``[B, G, N, Dv]`` with H a multiple of G; the result is
-    ``[B, H, M, Dv]`` in their dtype (float32, bfloat16, float16 or float64). Any strides with a contiguous last
-    axis are read in place. Query positions start at ``q_start``. ``scale`` overrides the variant's. ``arguments``
-    are the declared tensors, by name, and new values of parameters. With ``return_stats`` the result is
+    ``[B, H, M, Dv]`` in their dtype (float32, bfloat16, float16 or float64); the triton backend also takes q, k and v
+    of one 8-bit float and gives bfloat16, without gradients. Any strides with a contiguous last axis are read in
+    place. Query positions start at ``q_start``. ``scale`` overrides the variant's. ``arguments`` are the declared
+    tensors, by name, and new values of parameters. With ``return_stats`` the result is
     ``(out, stats)``, where ``stats`` holds each kept row statistic as ``[B, H, M]`` in float32 (float64 for
     float64 inputs). A row without an allowed key gives 0 before the ``output`` slot. ``sparsity``, a BlockSparse,
     allows pairs of listed blocks only.

@@ -34,6 +34,8 @@ class PackagedEngine(TritonEngine):
 class PackagedModules:
     """The ``TritonModules`` of a package."""
 
+    no_eight_bits = ""
+
     def __init__(self, kernels: PackagedKernels) -> None:
         self.kernels = kernels
         self.signature: Signature = read(Signature, kernels.manifest["program"]["triton"])

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from attncompiler.runtime.cache import content_key
-from attncompiler.runtime.call_checks import check_inputs, check_tensors, sizes_of
+from attncompiler.runtime.call_checks import check_inputs, check_tensors, check_trains, sizes_of
 from attncompiler.runtime.engine import EngineSet
 from attncompiler.runtime.errors import DoubleBackwardError
-from attncompiler.runtime.signature import Described, real_of
+from attncompiler.runtime.signature import Described, output_type, real_of
 
 # The package's own name: a package made by ``attncompiler build`` carries this file and has another.
 _NAMESPACE = (__package__ or "").rpartition(".")[0].replace(".", "_")
@@ -173,6 +173,8 @@ class _Program:
     def fake_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         call, (stats, train) = self._call(arguments)
         call.check(self.kernels)
+        if train:
+            check_trains(self.kernels.name, call.q.dtype)
         batch, heads, queries, _ = call.q.shape
         shape = (batch, heads, queries, call.v.shape[3])
         real = real_of(call.q.dtype)
@@ -184,7 +186,8 @@ class _Program:
         saved = rows(len(self.kernels.saved) if train else 0)
         separate = train and self.kernels.saves_value(call.q.dtype)
         value = call.q.new_empty(shape if separate else (0,), dtype=real)
-        return call.q.new_empty(shape), kept, saved, value
+        out = call.q.new_empty(shape, dtype=output_type(call.q.dtype))
+        return out, kept, saved, value
 
     # -- autograd ----------------------------------------------------------------------------------------------
 

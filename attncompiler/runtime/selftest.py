@@ -17,7 +17,7 @@ from attncompiler.cases import Case
 from attncompiler.gradient_check import Leaves, arguments_of, gradients, leaves_of
 from attncompiler.runtime.interpreting import is_interpreting
 from attncompiler.runtime.sampled import DrawnTensor, Sampled
-from attncompiler.yardstick import Comparison, compare, compare_gradients, draw_inputs
+from attncompiler.yardstick import Comparison, compare, compare_gradients, draw_inputs, plain_type
 
 # Odd lengths both ways, groups of heads, offsets, strides, and one call large enough for planned tiles.
 CASES = (
@@ -101,7 +101,7 @@ class SelfTest:
             if is_interpreting():
                 cases = INTERPRETED_CASES
             print(f"on {device}" + (", in Triton's interpreter" if is_interpreting() else ""))
-        print(f"{'dtype':<10}{'case':<44}{'worst':<18}{'error':>9}{'plain':>10}{'limit':>10}")
+        print(f"{'dtype':<17}{'case':<44}{'worst':<18}{'error':>9}{'plain':>10}{'limit':>10}")
         for dtype in self.manifest["dtypes"]:
             for number, case in enumerate(cases):
                 params = self.other_values() if number % 2 else self.values()
@@ -113,7 +113,7 @@ class SelfTest:
                     f"{n}={getattr(case, n)}" for n in ("B", "H", "G", "M", "N", "q_start")
                 )
                 print(
-                    f"{dtype:<10}{sizes:<44}{worst.what:<18}{worst.error:9.1e}{worst.plain_error:10.1e}"
+                    f"{dtype:<17}{sizes:<44}{worst.what:<18}{worst.error:9.1e}{worst.plain_error:10.1e}"
                     f"{worst.limit:10.1e}{'' if worst.passed else '  FAILED'}"
                 )
         return failed
@@ -164,10 +164,9 @@ class SelfTest:
             return result
 
         leaves, others = leaves_of(q, k, v, tensors, case.dtype)
-        narrow = torch.float32 if case.dtype == "float64" else None
         with torch.no_grad():
             exact, exact_stats = call(self.dense, leaves, dtype=torch.float64)
-            plain, plain_stats = call(self.dense, leaves, dtype=narrow)
+            plain, plain_stats = call(self.dense, leaves, dtype=plain_type(case.dtype))
             out, stats = call(self.attention, leaves)
         yield compare("out", out, plain, exact)
         for name, expected in exact_stats.items():

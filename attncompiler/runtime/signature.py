@@ -147,6 +147,11 @@ class KernelSet(Described, Protocol):
         """
 
 
+def output_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of the output for inputs of ``dtype``: theirs, of 8-bit floats bfloat16."""
+    return torch.bfloat16 if dtype.itemsize == 1 else dtype
+
+
 def real_of(dtype: torch.dtype) -> torch.dtype:
     """The type in which a kernel for inputs of ``dtype`` computes and returns row statistics."""
     return torch.float64 if dtype == torch.float64 else torch.float32

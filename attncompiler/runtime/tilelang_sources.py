@@ -20,6 +20,8 @@ from attncompiler.runtime.triton_sources import TritonSources
 class TilelangSources(TritonSources):
     """The files of one compilation, each printed and imported once."""
 
+    no_eight_bits = "inputs of 8 bits are not supported by the tilelang backend"
+
     def __init__(self, kernels: Kernels) -> None:
         super().__init__(kernels)
         self._launched: dict[str, TilelangModule] = {}

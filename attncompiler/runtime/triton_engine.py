@@ -14,18 +14,22 @@ from attncompiler.backends.names import tensor_name
 from attncompiler.backends.tile_config import Config, Kind
 from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.call_checks import (
-    ELEMENT_TYPES,
+    EIGHT_BITS,
+    INPUT_TYPES,
     LARGEST_POSITION,
     check_inputs,
     check_tensors,
+    check_trains,
+    refuse_eight_bits,
     sizes_of,
 )
 from attncompiler.runtime.errors import DtypeError
 from attncompiler.runtime.launch import check_backward
-from attncompiler.runtime.signature import Described
+from attncompiler.runtime.signature import Described, output_type
 from attncompiler.runtime.tile_tables import Sizes, readable
 from attncompiler.runtime.tilings import (
     Tilings,
+    choice_of,
     first_accepted,
     for_pointers,
     refusals,
@@ -43,7 +47,7 @@ _Pair = tuple[tuple[Kind, Tilings], tuple[Kind, Tilings]]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What all calls with the same shapes, strides and dtypes share."""
+    """What all calls with the same shapes, strides and dtypes share; ``as_float16`` is that of ``run_forward``."""
 
     module: ModuleType
     tilings: Tilings
@@ -52,6 +56,7 @@ class Site:
     holes: bool
     sizes: Sizes
     planner: Planner | None
+    as_float16: bool
 
 
 class TritonEngine:
@@ -85,11 +90,13 @@ class TritonEngine:
         train: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """The output [B, H, M, Dv] and what else was asked for, else None; see ``Launcher``."""
+        if train:
+            check_trains(self.kernels.name, q.dtype)
         site = self._site(q, k, v, captured, q_start)
         if site.holes:
             captured = [readable(x) for x in captured]
         kernels = self.kernels
-        out = q.new_empty(site.shape)
+        out = q.new_empty(site.shape, dtype=output_type(q.dtype))
         kept = saved = value = None
         rows: dict[str, Tensor] = {}
         if stats:
@@ -124,6 +131,7 @@ class TritonEngine:
                     value=value,
                     lists=self._lists(site, tiling, q, captured, q_start, numbers),
                     allow_tf32=_allows_tf32(q),
+                    as_float16=site.as_float16,
                 )
 
         first_accepted([("forward", site.tilings)], launch)
@@ -248,7 +256,7 @@ class TritonEngine:
         if planner is None and _huge(numbers):
             names = (t.name for t in self.kernels.signature.tensors)
             types = {n: str(x.dtype)[6:] for n, x in zip(names, captured, strict=True)}
-            dims = ELEMENT_TYPES[q.dtype], q.shape[3], site.shape[3]
+            dims = INPUT_TYPES[q.dtype], q.shape[3], site.shape[3]
             planner = self._planner(dims, types, huge=True)
         if planner is None:
             return None
@@ -290,6 +298,11 @@ class TritonEngine:
                 detail=f"the {self.backend} backend computes in float32, float64 is not supported",
                 fix='convert to float32, or call it on the CPU with kernels of backend="cpp"',
             )
+        if q.dtype in EIGHT_BITS and self.sources.no_eight_bits:
+            refuse_eight_bits(self.sources.no_eight_bits)
+        target = _eight_bit_target(q)
+        if target is not None and (why := target.lacks(EIGHT_BITS[q.dtype])):
+            refuse_eight_bits(why)
         tensors = self.kernels.signature.tensors
         types = check_tensors(self.kernels.name, tensors, captured, sizes_of(q, v), q.device)
         types_of = dict(zip((t.name for t in tensors), types, strict=True))
@@ -304,11 +317,17 @@ class TritonEngine:
             any(x.numel() == 0 for x in captured),
             Sizes.of(q, k),
             self._planner(dims, types_of),
+            target is not None and target.narrow_sums,
         )
 
 
 def _dims(q: Tensor, v: Tensor) -> Dims:
-    return ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
+    return INPUT_TYPES[q.dtype], q.shape[3], v.shape[3]
+
+
+def _eight_bit_target(q: Tensor) -> Target | None:
+    """Who multiplies 8-bit inputs; None for others, and where an interpreter does."""
+    return choice_of(q.device).target if q.dtype in EIGHT_BITS and q.is_cuda else None
 
 
 def _huge(numbers: Iterable[float]) -> bool:

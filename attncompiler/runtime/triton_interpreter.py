@@ -58,6 +58,7 @@ _EXPECTED = {
         "_implicit_cvt",
         "_ir",
         "_patch_lang",
+        "_patch_lang_core",
     ),
 }
 
@@ -87,6 +88,7 @@ def repair() -> None:
     for part in (
         _hasten,
         _repair_floats,
+        _repair_types,
         _repair_numbers,
         _repair_memory,
         _repair_reductions,
@@ -187,6 +189,24 @@ def _repair_floats(interpreter: Any) -> None:
     builder.create_dot, builder.get_bf16 = create_dot, get_bf16
     for name in ("unary_op", "binary_op", "ternary_op"):
         setattr(builder, name, lifted(name))
+
+
+def _repair_types(interpreter: Any) -> None:
+    """8-bit floats without a negative zero, AMD's first ones, have no name for the builder."""
+    patch = interpreter._patch_lang_core
+
+    def patched(language: Any, *scope: Any) -> None:
+        patch(language, *scope)
+        known = language.dtype.to_ir
+
+        def to_ir(self: Any, builder: Any) -> Any:
+            if self.name in ("fp8e4b8", "fp8e5b16"):
+                return getattr(builder, f"get_{self.name}_ty")()
+            return known(self, builder)
+
+        language.dtype.to_ir = to_ir
+
+    interpreter._patch_lang_core = patched
 
 
 def _repair_numbers(interpreter: Any) -> None:

@@ -107,9 +107,14 @@ def numbers(names: Sequence[tuple[str, str]], values: Sequence[float]) -> dict[s
     }
 
 
-def width_of(dim: int) -> int:
+def width_of(dim: int, least: int = 16) -> int:
     """The features that a tile of a head has room for: a power of two, at least 16."""
-    return max(16, 1 << (dim - 1).bit_length())
+    return max(least, 1 << (dim - 1).bit_length())
+
+
+def width_of_keys(k: Tensor) -> int:
+    """The same of queries and keys, of which a matrix instruction takes 32 bytes."""
+    return width_of(k.shape[3], 32 if k.element_size() == 1 else 16)
 
 
 def precision_of(dtype: torch.dtype, allow_tf32: bool) -> str:
@@ -186,10 +191,12 @@ def run_forward(
     value: Tensor | None,
     lists: TileLists | None,
     allow_tf32: bool = False,
+    as_float16: bool = False,
 ) -> None:
     """Fill ``out`` [B, H, M, Dv] and what else is given. All checks have been made by the caller.
 
     ``kept`` [n, B, H, M], ``saved`` [B, H, M] by the name of the statistic and ``value`` [B, H, M, Dv] are float32.
+    ``as_float16``: 8-bit queries and keys are multiplied as float16.
     """
     batch, heads, queries, head_dim = q.shape
     groups, keys, value_dim = k.shape[1], k.shape[2], v.shape[3]
@@ -206,11 +213,11 @@ def run_forward(
         **captured_arguments(signature.tensors, tensors),
         **(NO_LISTS if lists is None else lists.arguments()),
         "HEAD_DIM": head_dim, "VALUE_DIM": value_dim,
-        "HEAD_WIDTH": width_of(head_dim), "VALUE_WIDTH": width_of(value_dim),
+        "HEAD_WIDTH": width_of_keys(k), "VALUE_WIDTH": width_of(value_dim),
         "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n,
         "LISTED": lists is not None, "DESCRIPTORS": tiling.descriptors,
         "POSITIVE": scale > 0, "PRECISION": precision_of(q.dtype, allow_tf32),
-        "WIDEN": widened(q.dtype), "LONG": is_long((q, k, v, *tensors)),
+        "WIDEN": widened(q.dtype), "AS_FLOAT16": as_float16, "LONG": is_long((q, k, v, *tensors)),
         "REVERSED": module.REVERSED, "PERSISTENT": tiling.persistent > 0,
     }  # fmt: skip
     grid = programs(-(-queries // tiling.block_m), heads, batch)

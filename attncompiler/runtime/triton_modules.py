@@ -27,6 +27,10 @@ class TritonModules(Protocol):
     def signature(self) -> Signature:
         """What the forward takes."""
 
+    @property
+    def no_eight_bits(self) -> str:
+        """Why the forward takes no inputs of 8 bits, in words; empty where it does."""
+
     def forward(self, dims: Dims, types: Mapping[str, str]) -> ModuleType:
         """The forward kernel."""
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from attncompiler.backends.triton_configs import Config, padded_dim
+from attncompiler.backends.gpu_targets import EIGHT_BITS
+from attncompiler.backends.triton_configs import Config, head_width, padded_dim
 from attncompiler.runtime.offline import Constant, KernelRequest
 
 Kernel = Literal["forward", "rows", "columns", "plan"]
 TRITON_TYPES = {
     "float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64",
     "float8_e4m3fn": "fp8e4nv", "float8_e5m2": "fp8e5",
+    "float8_e4m3fnuz": "fp8e4b8", "float8_e5m2fnuz": "fp8e5b16",
     "int64": "i64", "int32": "i32", "int16": "i16", "int8": "i8", "uint8": "u8", "bool": "i1",
 }  # fmt: skip
 _INPUTS = frozenset(
@@ -27,8 +29,8 @@ class Call:
     """What a kernel is compiled for: the type of q, k and v, head dimensions, types of captured tensors by argument.
 
     ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` is that of
-    ``triton_launch.widened``, ``trains`` says whether a forward keeps what a backward reads,
-    ``fused`` whether the second kernel of a backward adds up dq.
+    ``triton_launch.widened``, ``as_float16`` that of ``run_forward``, ``trains`` says whether a forward keeps what a
+    backward reads, ``fused`` whether the second kernel of a backward adds up dq.
     """
 
     dtype: str
@@ -40,6 +42,7 @@ class Call:
     trains: bool = False
     widen: str = ""
     fused: bool = False
+    as_float16: bool = False
 
 
 def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelRequest:
@@ -51,10 +54,10 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
     aligned = set[str]()
     chosen: dict[str, Constant] = {
         "HEAD_DIM": call.head_dim, "VALUE_DIM": call.value_dim,
-        "HEAD_WIDTH": padded_dim(call.head_dim), "VALUE_WIDTH": padded_dim(call.value_dim),
+        "HEAD_WIDTH": head_width(call.head_dim, call.dtype), "VALUE_WIDTH": padded_dim(call.value_dim),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "LISTED": call.listed,
         "DESCRIPTORS": config.descriptors, "POSITIVE": True,
-        "PRECISION": "ieee", "WIDEN": call.widen,
+        "PRECISION": "ieee", "WIDEN": call.widen, "AS_FLOAT16": call.as_float16,
         "LONG": False, "REVERSED": True, "PHASE": 2, "FUSED": call.fused, "PERSISTENT": False, "ALONE": True,
         "TRANSPOSED": False, "EXACT": True,
     }  # fmt: skip
@@ -87,6 +90,8 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
 
 def _type(name: str, call: Call, element: str) -> str | None:
     """Triton's type of an argument, None for one that a call leaves out."""
+    if name == "out_pointer" and call.dtype in EIGHT_BITS:
+        return "*bf16"
     if name in _INPUTS:
         return f"*{element}"
     if name in call.tensors:

@@ -30,6 +30,8 @@ from attncompiler.runtime.triton_modules import Dims, ready_triton
 class TritonSources:
     """The files of one compilation, each printed and imported once; they are its ``TritonModules``."""
 
+    no_eight_bits = ""
+
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels
         kernel, plan = kernels.kernel, kernels.compilation.tile_plan

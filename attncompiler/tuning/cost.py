@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from attncompiler.backends.gpu_targets import Target
+from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.triton_work import SOFTMAX, PairWork
 from attncompiler.tuning.occupancy import Footprint, occupancy
 
@@ -27,7 +27,7 @@ _FUSED = (
 _HIDDEN = 0.10  # of the softmax, behind matrix products
 _STEP_CYCLES, _BLOCK_CYCLES = 140, 1500  # waits of a tile; beginning and end of a block
 _LAUNCH = 4e-6  # seconds
-_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2} | dict.fromkeys(EIGHT_BITS, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ def attention_work(
     rescaled = 0.0
     match kind:
         case "forward":
-            moved = rows * (d + v) + stored * (d + v)
+            # Of 8-bit floats the output has two bytes a number.
+            moved = rows * (d + (2 * v if size.dtype in EIGHT_BITS else v)) + stored * (d + v)
             rescaled = steps * block_m * v * pair.value_products
         case "rows":
             moved = rows * (2 * d + v) + stored * (d + v)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from attncompiler.backends.triton_configs import Config
 from attncompiler.runtime.offline import Built, Failed
+from attncompiler.runtime.triton_requests import TRITON_TYPES
 from attncompiler.tuning.cost import Prediction
 from attncompiler.tuning.occupancy import occupancy, problems
 
 _HEADINGS = (
     "arch", "kernel", "block", "warps", "stages", "regs", "spills", "shared", "blocks/SM", "bound", "verdict",
 )  # fmt: skip
-_DTYPES = {"*fp32": "float32", "*bf16": "bfloat16", "*fp16": "float16"}
+_DTYPES = {f"*{short}": name for name, short in TRITON_TYPES.items()}
 _NUMBERS = ("warps", "stages", "regs", "spills", "shared", "blocks/SM")
 
 

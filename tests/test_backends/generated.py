@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from attncompiler.artifact.specialize import specializations
-from attncompiler.backends.gpu_targets import Target
+from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.triton_configs import Config, Kind
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant, causal, sliding_window
@@ -48,10 +48,10 @@ def _kernels(name: str) -> Kernels:
 
 @cache
 def kernels_of(name: str, dtype: str, head_dim: int, value_dim: int) -> GpuKernels:
-    """The forward kernel of training and the two backward kernels of a variant."""
+    """The forward kernel of training and the two backward kernels of a variant; of 8-bit floats the forward alone."""
     kernels = _kernels(name)
     (wanted,) = specializations(kernels.compilation, [dtype], head_dim, value_dim)
-    return gpu_kernels(kernels, wanted.tensors, wanted.dims, backward=True)
+    return gpu_kernels(kernels, wanted.tensors, wanted.dims, backward=dtype not in EIGHT_BITS)
 
 
 def kernel_of(name: str, kind: Kind, dtype: str, head_dim: int, value_dim: int) -> GpuKernel:

@@ -19,6 +19,7 @@ from attncompiler.tuning.occupancy import problems
 pytest.importorskip("triton")
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
+EIGHT_BIT_ARCHS = ("sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 KINDS: tuple[Kind, ...] = ("forward", "rows", "columns")
 FIRST, LAST = slice(0, 1), slice(-1, None)
 
@@ -73,6 +74,48 @@ def test_other_types(name: str, arch: str, kind: Kind, dtype: str, dim: int) -> 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_last_resort_compiles(arch: str, kind: Kind, dtype: str, dims: tuple[int, int]) -> None:
     check("causal", arch, kind, dtype, dims, LAST)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("name", ["causal", "alibi"])
+def test_eight_bit_floats(name: str, dim: int) -> None:
+    """Hopper multiplies them as float16, in the instructions of a warp group, and loads them as they are."""
+    found = check(name, "sm_90", "forward", "float8_e4m3fn", (dim, dim)).instructions
+    assert found["wgmma"] > 0
+    assert found["tma_load"] > 0
+    assert "mma" not in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [(16, 24), (64, 64), (80, 80), (72, 72), (192, 128)], ids=str)
+@pytest.mark.parametrize("arch", EIGHT_BIT_ARCHS)
+def test_eight_bit_floats_of_other_sizes(arch: str, dims: tuple[int, int]) -> None:
+    check("alibi", arch, "forward", target_of(arch).fp8[dims[0] % 3 == 0], dims)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", EIGHT_BIT_ARCHS)
+def test_the_last_resort_of_eight_bits_compiles(arch: str) -> None:
+    for dim in (256, 512):
+        check("causal", arch, "forward", target_of(arch).fp8[1], (dim, dim), LAST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+@pytest.mark.parametrize("arch", EIGHT_BIT_ARCHS)
+def test_eight_bit_floats_of_other_variants(arch: str, name: str, dim: int) -> None:
+    target = target_of(arch)
+    kernel = kernel_of(name, "forward", target.fp8[dim == 128], dim, dim)
+    ((config, result),) = compiled(kernel, target)
+    assert isinstance(result, Built), (config, result)
+    assert problems(result, target) == (), (config, result)
+
+
+def test_blackwell_multiplies_eight_bits_as_they_are() -> None:
+    text = check("causal", "sm_100", "forward", "float8_e4m3fn", (64, 64)).text.read_text()
+    assert "tcgen05.mma.cta_group::1.kind::f8f6f4" in text
+    assert "tcgen05.mma.cta_group::1.kind::f16" in text  # weights by values
 
 
 @pytest.mark.slow

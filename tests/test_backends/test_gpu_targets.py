@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from attncompiler.backends.gpu_targets import TARGETS, Target, target_of
+from attncompiler.backends.gpu_targets import EIGHT_BITS, TARGETS, Target, target_of
+from attncompiler.commands import options
+from attncompiler.runtime import call_checks
 from attncompiler.runtime.errors import UnknownTargetError
 
 NAMES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942", "gfx950")
@@ -29,6 +31,18 @@ def test_numbers_fit_each_other(target: Target) -> None:
     per_clock = target.tensor_tflops * 1e12 / (target.sms * target.clock * 1e9)
     nearest = 2 ** round(per_clock).bit_length()
     assert min(abs(per_clock / nearest - 1), abs(2 * per_clock / nearest - 1)) < 0.05
+
+
+def test_eight_bit_floats() -> None:
+    assert set(EIGHT_BITS) == set(call_checks.EIGHT_BITS.values()) == set(options.EIGHT_BITS)
+    assert all(str(dtype) == f"torch.{name}" for dtype, name in call_checks.EIGHT_BITS.items())
+    for target in TARGETS.values():
+        assert set(target.fp8) <= set(EIGHT_BITS)
+        assert [target.lacks(t) == "" for t in EIGHT_BITS] == [t in target.fp8 for t in EIGHT_BITS]
+        assert target.lacks("bfloat16") == ""
+        assert bool(target.fp8) or not target.narrow_sums
+    with_them = {"sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950"}
+    assert {t.name for t in TARGETS.values() if t.fp8} == with_them
 
 
 def test_triton_names() -> None:

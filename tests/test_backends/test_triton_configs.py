@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from attncompiler.backends.gpu_targets import TARGETS, Target, target_of
+from attncompiler.backends.gpu_targets import EIGHT_BITS, TARGETS, Target, target_of
 from attncompiler.backends.triton_configs import (
     Config,
     Kind,
     configs,
     forward_configs,
+    head_width,
     padded_dim,
     shared_estimate,
 )
 from attncompiler.backends.triton_work import Extra
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn")
 KINDS: tuple[Kind, ...] = ("forward", "rows", "columns")
+
+
+def kinds(dtype: str) -> tuple[Kind, ...]:
+    """The kernels that inputs of a type have."""
+    return ("forward",) if dtype in EIGHT_BITS else KINDS
+
+
 WIDE = (16, 64, 128, 256, 512)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_every_head_dimension_has_shapes_that_fit(target: Target, dtype: str) -> None:
-    for kind in KINDS:
+    for kind in kinds(dtype):
         for dim in range(1, 513):
             for value_dim in {dim, *((16, 512) if dim in WIDE else ())}:
                 found = configs(kind, target, dtype, dim, value_dim)
@@ -45,7 +53,7 @@ def test_usual_sizes_have_a_choice() -> None:
     for target in TARGETS.values():
         for dtype in DTYPES:
             for dim in (64, 128):
-                for kind in KINDS:
+                for kind in kinds(dtype):
                     assert len(configs(kind, target, dtype, dim, dim)) >= 3, (
                         target.name,
                         dtype,
@@ -71,6 +79,8 @@ def test_descriptors_want_rows_of_whole_sixteen_bytes() -> None:
     assert not any(c.descriptors for c in forward_configs(hopper, "float16", 80, 65))
     assert not any(c.descriptors for c in forward_configs(target_of("sm_80"), "float16", 64, 64))
     assert not any(c.descriptors for c in forward_configs(hopper, "float32", 64, 64))
+    assert all(c.descriptors for c in forward_configs(hopper, "float8_e5m2", 80, 64))
+    assert not any(c.descriptors for c in forward_configs(hopper, "float8_e5m2", 80, 72))
 
 
 def test_more_accumulators_leave_smaller_tiles() -> None:
@@ -107,6 +117,8 @@ def test_gradients_of_tensors_leave_smaller_tiles() -> None:
 
 def test_padding() -> None:
     assert [padded_dim(n) for n in (1, 16, 17, 64, 80, 512)] == [16, 16, 32, 64, 128, 512]
+    assert [head_width(n, "bfloat16") for n in (1, 16, 17, 80)] == [16, 16, 32, 128]
+    assert [head_width(n, "float8_e4m3fn") for n in (1, 16, 17, 80)] == [32, 32, 32, 128]
 
 
 def test_the_estimate_is_hoppers_formula() -> None:

@@ -38,9 +38,11 @@ def products(a, b, out, size: tl.constexpr):
     tl.store(out + at, tl.dot(tl.load(a + at), tl.trans(tl.load(b + at)), total))
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
-)
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, *EIGHT_BITS])
 def test_products(dtype: torch.dtype) -> None:
     a, b = torch.randn(2, 16, 16).to(dtype)
     out = torch.empty(16, 16)
@@ -53,10 +55,6 @@ def test_products(dtype: torch.dtype) -> None:
 def convert(x, out, size: tl.constexpr):
     i = tl.arange(0, size)
     tl.store(out + i, tl.load(x + i).to(out.dtype.element_ty))
-
-
-FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2]
 
 
 def numbers() -> torch.Tensor:

@@ -39,6 +39,8 @@ def test_the_work_of_a_forward_pass() -> None:
     assert work.blocks == 2 * 8 * 2
     rows, stored = 2 * 8 * 256, 2 * 2 * 1024
     assert work.bytes == 2 * (rows + stored) * (64 + 32) + 4 * rows
+    eight = attention_work(Attention(2, 8, 2, 256, 1024, 64, 32, "float8_e4m3fn"), 128, 64)
+    assert eight.bytes == (rows + stored) * (64 + 32) + rows * 32 + 4 * rows  # bfloat16 comes out
 
 
 def test_the_backward_kernels_together_do_seven_products() -> None:

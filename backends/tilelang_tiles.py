@@ -10,9 +10,6 @@ from dataclasses import dataclass
 
 from attncompiler.backends.triton_loops import RunsText, SpanText
 
-# Three spans make seven pieces; masks of more are left to lists.
-MOST_SPANS = 3
-
 
 @dataclass(frozen=True, slots=True)
 class RunsLoops:

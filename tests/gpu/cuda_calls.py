@@ -19,8 +19,10 @@ UNITS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-
 class CudaCall:
     """One call's tensors on a device, of which the floating ones are leaves."""
 
-    def __init__(self, variant: Variant, case: Case, device: torch.device) -> None:
-        drawn = Checker(variant, backend="triton")
+    def __init__(
+        self, variant: Variant, case: Case, device: torch.device, backend: str = "triton"
+    ) -> None:
+        drawn = Checker(variant, backend=backend)
         self.case, self.variant, self.operator = drawn.fitted(case), variant, drawn.operator
         q, k, v, tensors = drawn.inputs(self.case)
         self.given: dict[str, Tensor] = {
@@ -85,8 +87,9 @@ class CudaCall:
 
 
 def packed(
-    variant: type[Variant], device: torch.device, length: int = 256
+    variant: type[Variant], device: torch.device, backend: str, length: int = 256
 ) -> tuple[Any, list[Tensor]]:
-    """A Triton operator and q, k, v for it."""
-    op = attncompiler.compile(variant, backend="triton")
-    return op, [torch.randn(2, 4, length, 64, device=device) for _ in range(3)]
+    """An operator and q, k, v for it; TileLang multiplies float32 as tf32 only, and is given 16 bits."""
+    op = attncompiler.compile(variant, backend=backend)
+    dtype = torch.bfloat16 if backend == "tilelang" else torch.float32
+    return op, [torch.randn(2, 4, length, 64, device=device, dtype=dtype) for _ in range(3)]

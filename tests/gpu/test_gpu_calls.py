@@ -42,8 +42,8 @@ def ids_of(device: torch.device, size: int, length: int = 256) -> torch.Tensor:
     return torch.arange(length, device=device) // size
 
 
-def test_another_stream(device: torch.device) -> None:
-    op, qkv = packed(Documents, device)
+def test_another_stream(device: torch.device, backend: str) -> None:
+    op, qkv = packed(Documents, device, backend)
     wanted = op(*qkv, ids=ids_of(device, 60))
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -56,9 +56,11 @@ def test_another_stream(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_graph_is_replayed_on_other_inputs(device: torch.device, backward: bool) -> None:
+def test_a_graph_is_replayed_on_other_inputs(
+    device: torch.device, backend: str, backward: bool
+) -> None:
     """Tiles are planned anew in each replay."""
-    op, qkv = packed(Documents, device)
+    op, qkv = packed(Documents, device, backend)
     qkv = [x.requires_grad_(backward) for x in qkv]
     ids = ids_of(device, 60)
 
@@ -87,23 +89,23 @@ def test_a_graph_is_replayed_on_other_inputs(device: torch.device, backward: boo
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiles_in_one_graph(device: torch.device, backend: str) -> None:
+@pytest.mark.parametrize("tracer", ["aot_eager", "inductor"])
+def test_compiles_in_one_graph(device: torch.device, backend: str, tracer: str) -> None:
     torch.compiler.reset()
-    op, qkv = packed(Biased, device)
+    op, qkv = packed(Biased, device, backend)
     table = torch.randn(4, 9, device=device, requires_grad=True)
 
     def step(q: Any, k: Any, v: Any) -> Any:
         return op(q * 2, k, v, table=table).square().sum()
 
-    eager, compiled = step(*qkv), torch.compile(step, fullgraph=True, backend=backend)(*qkv)
+    eager, compiled = step(*qkv), torch.compile(step, fullgraph=True, backend=tracer)(*qkv)
     torch.testing.assert_close(compiled, eager)
     (wanted,), (found,) = (torch.autograd.grad(x, table) for x in (eager, compiled))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_of_shared_tensors_repeat_to_the_bit(device: torch.device) -> None:
-    op, qkv = packed(Biased, device, 1024)
+def test_gradients_of_shared_tensors_repeat_to_the_bit(device: torch.device, backend: str) -> None:
+    op, qkv = packed(Biased, device, backend, 1024)
     table = torch.randn(4, 9, device=device, requires_grad=True)
     qkv = [x.requires_grad_() for x in qkv]
 
@@ -115,10 +117,10 @@ def test_gradients_of_shared_tensors_repeat_to_the_bit(device: torch.device) -> 
         assert all(torch.equal(x, y) for x, y in zip(gradients(), first, strict=True))
 
 
-def test_a_second_device(device: torch.device) -> None:
+def test_a_second_device(device: torch.device, backend: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one CUDA device only")
-    op, qkv = packed(Documents, device)
+    op, qkv = packed(Documents, device, backend)
     other = torch.device("cuda", 1 - (device.index or 0))
     ids = ids_of(device, 60)
     found = op(*(x.to(other) for x in qkv), ids=ids.to(other))
@@ -134,8 +136,8 @@ def test_the_same_operator_runs_on_the_cpu_too(device: torch.device) -> None:
     torch.testing.assert_close(on_device.cpu(), op(q, k, v, ids=ids), rtol=1e-4, atol=1e-5)
 
 
-def test_mistakes_are_refused_before_a_launch(device: torch.device) -> None:
-    op, (q, k, v) = packed(Documents, device)
+def test_mistakes_are_refused_before_a_launch(device: torch.device, backend: str) -> None:
+    op, (q, k, v) = packed(Documents, device, backend)
     ids = ids_of(device, 60)
     with pytest.raises(DeviceError, match="ids is on cpu"):
         op(q, k, v, ids=ids.cpu())

@@ -22,10 +22,13 @@ CALLS = [
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
-def test_an_example(path: Path, dtype: str, device: torch.device) -> None:
+def test_an_example(path: Path, dtype: str, device: torch.device, backend: str) -> None:
+    if backend == "tilelang" and dtype == "float32":
+        pytest.skip("TileLang multiplies float32 as tf32, which is another law")
     variant = load_variant(path)
     wrong = {
-        str(case): CudaCall(variant, replace(case, dtype=dtype), device).wrong() for case in CALLS
+        str(case): CudaCall(variant, replace(case, dtype=dtype), device, backend).wrong()
+        for case in CALLS
     }
     assert not any(wrong.values()), "\n".join(f"{c}\n{text}" for c, text in wrong.items())
 

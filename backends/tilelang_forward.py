@@ -63,6 +63,11 @@ class PassLoops:
         """Whether the walk multiplies weights by values."""
         return bool(self.sums)
 
+    @property
+    def products(self) -> list[Product]:
+        """Those of all sweeps: what is summed is read after the walk, so they may come last."""
+        return [w for s in self.sweeps for w in s.products]
+
 
 @dataclass(frozen=True, slots=True)
 class FinishLoops:

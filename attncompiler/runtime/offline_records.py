@@ -12,7 +12,6 @@ from attncompiler.backends.gpu_targets import Target
 
 Constant = bool | int | float | str | tuple[str, ...] | None
 Language = Literal["triton", "tilelang"]
-_DTYPES = {"*fp32": "float32", "*bf16": "bfloat16", "*fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +32,6 @@ class KernelRequest:
     num_warps: int = 4
     num_stages: int = 2
     language: Language = "triton"
-
-    @property
-    def dtype(self) -> str:
-        """The element type of the inputs, by the type of the first pointer; empty where there is none."""
-        given = self.constexprs.get("dtype")
-        return str(given or _DTYPES.get(next(iter(self.signature.values()), ""), ""))
 
     @property
     def key(self) -> str:

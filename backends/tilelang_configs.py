@@ -18,6 +18,7 @@ from attncompiler.backends.triton_work import Extra
 Family = Literal["wgmma", "mma", "mfma"]
 Seeds = tuple[tuple[int, int, int, int], ...]
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_KIB = 1024
 # By the larger head dimension: block_m, block_n, warps, stages.
 _FORWARD: dict[Family, dict[int, Seeds]] = {
     "wgmma": {
@@ -34,7 +35,7 @@ _FORWARD: dict[Family, dict[int, Seeds]] = {
     },
     "mfma": {
         64: ((128, 64, 4, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
-        128: ((128, 64, 4, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
+        128: ((128, 64, 4, 1), (128, 32, 4, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
         256: ((64, 32, 4, 1), (64, 16, 4, 1)),
         512: ((32, 16, 2, 1), (16, 16, 1, 1)),
     },
@@ -49,7 +50,7 @@ _ROWS: dict[Family, dict[int, Seeds]] = {
     "mma": {
         64: ((128, 32, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
         128: ((128, 32, 8, 1), (64, 32, 4, 1), (64, 16, 4, 1)),
-        256: ((64, 16, 4, 1), (32, 16, 2, 1)),
+        256: ((64, 16, 4, 1), (32, 16, 2, 1), (16, 16, 1, 1)),
         512: ((32, 16, 2, 1), (16, 16, 1, 1)),
     },
     "mfma": {
@@ -69,7 +70,7 @@ _COLUMNS: dict[Family, dict[int, Seeds]] = {
     "mma": {
         64: ((64, 128, 8, 1), (32, 128, 8, 1), (32, 64, 4, 1), (16, 64, 4, 1)),
         128: ((32, 128, 8, 1), (32, 64, 4, 1), (16, 64, 4, 1)),
-        256: ((16, 64, 4, 1), (16, 32, 2, 1)),
+        256: ((16, 64, 4, 1), (16, 32, 2, 1), (16, 16, 1, 1)),
         512: ((16, 32, 2, 1), (16, 16, 1, 1)),
     },
     "mfma": {
@@ -88,7 +89,8 @@ def configs(
 
     Best first, never empty: of the list without those that shared memory rules out, or its last one. ``dtype`` is the
     inputs' ("float32", "bfloat16", "float16"); head dimensions are those before padding, 1 to 512. ``extra`` is what
-    the kernel keeps beside a plain softmax's tiles: with more than one sum of values the wide shapes come last.
+    the kernel keeps beside a plain softmax's tiles: where that is another sum of values, or tiles of pairs that are
+    kept, the widest blocks come after the others, before the last.
     """
     table = {"forward": _FORWARD, "rows": _ROWS, "columns": _COLUMNS}[kind][family_of(target)]
     side = max(head_dim, value_dim)
@@ -98,7 +100,12 @@ def configs(
         for c in seeds
         if shared_estimate(kind, c, dtype, head_dim, value_dim) <= target.shared_per_block
     ]
-    return tuple(fitting) or (seeds[-1],)
+    if not fitting:
+        return (seeds[-1],)
+    *others, last = fitting
+    if extra.accumulators > 1 or extra.tiles > 0:
+        others.sort(key=lambda c: c.block_m * c.block_n > 64 * 128)
+    return (*others, last)
 
 
 def family_of(target: Target) -> Family:
@@ -109,7 +116,7 @@ def family_of(target: Target) -> Family:
 
 
 def shared_estimate(kind: Kind, config: Config, dtype: str, head_dim: int, value_dim: int) -> int:
-    """Bytes of shared memory that a block's tiles take; vectors across them come on top."""
+    """Bytes of shared memory that a block takes: tiles, and a KiB for vectors across them and for barriers."""
     d, v = (-(-dim // 16) * 16 for dim in (head_dim, value_dim))
     m, n, stages = config.block_m, config.block_n, max(config.num_stages, 1)
     match kind:
@@ -119,4 +126,4 @@ def shared_estimate(kind: Kind, config: Config, dtype: str, head_dim: int, value
             elements = (m + stages * n) * (d + v)
         case "columns":
             elements = (n + stages * m) * (d + v) + m * n
-    return _ELEMENT_BYTES[dtype] * elements
+    return _ELEMENT_BYTES[dtype] * elements + _KIB

@@ -303,7 +303,11 @@ def test_build_compiles_for_gpus_that_are_not_here(
     options = ("--backend", "cpp,triton", "--arch", "sm_90,gfx942", "--dtype", "bfloat16")
     assert run("build", variant, "--out", out, *options, "--head-dim", 64) == 0
     shown = capsys.readouterr().out
-    for words in (r"arch +kernel +block", r"sm_90 +forward .*chosen", r"gfx942 +forward .*chosen"):
+    for words in (
+        r"arch +kernel +backend +block",
+        r"sm_90 +forward .*chosen",
+        r"gfx942 +forward .*chosen",
+    ):
         assert re.search(words, shown)
     table = json.loads((out / "gpu" / "resources.json").read_text())
     assert {b["arch"] for b in table["binaries"]} == {"sm_90", "gfx942"}
@@ -321,6 +325,20 @@ def test_build_compiles_for_gpus_that_are_not_here(
     assert re.search(r"^binary +sm_90 forward bfloat16 +/.*kernel.cubin$", shown, re.MULTILINE)
 
 
+@pytest.mark.slow
+def test_build_lowers_tilelang_for_gpus_that_are_not_here(
+    variant: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tilelang")
+    assert run("build", variant, "--backend", "tilelang", "--arch", "gfx942", "--backward") == 0
+    shown = capsys.readouterr().out
+    assert "Small  bfloat16" in shown
+    for kind in ("forward", "rows", "columns"):
+        assert re.search(rf"^gfx942 +{kind} +tilelang .*chosen, not compiled", shown, re.MULTILINE)
+        assert re.search(rf"^lowered gfx942 {kind} bfloat16  /.*kernel.hip$", shown, re.MULTILINE)
+    assert "binary" not in shown
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -329,7 +347,7 @@ def test_build_compiles_for_gpus_that_are_not_here(
         (("--backend", "triton"), "--arch NAME[,NAME] from sm_80, sm_86"),
         (("--backend", "triton", "--arch", "sm_91"), "no GPU architecture 'sm_91'"),
         (("--backend", "triton", "--arch", "sm_91"), "gfx942"),
-        (("--backend", "metal"), "choose from auto, cpp, triton"),
+        (("--backend", "metal"), "choose from auto, cpp, triton, tilelang"),
         (
             ("--backend", "triton", "--arch", "sm_90", "--dtype", "float64"),
             "float32, not in float64",
@@ -348,6 +366,20 @@ def test_build_compiles_for_gpus_that_are_not_here(
         ),
         (("--dtype", "float8_e5m2"), "float8_e5m2 is for --backend triton alone"),
         (("--backend", "triton"), "or a folder for a package, --out DIR"),
+        (("--backend", "tilelang"), "--backend tilelang needs the GPUs to compile for, --arch"),
+        (("--backend", "tilelang", "--arch", "sm_91"), "no GPU architecture 'sm_91'"),
+        (
+            ("--backend", "triton,tilelang", "--arch", "sm_90", "--dtype", "float32"),
+            "not float32 (float32 as tf32, where torch allows it at a call): choose --dtype bfloat16 or float16",
+        ),
+        (
+            ("--backend", "tilelang", "--arch", "sm_90", "--dtype", "float64"),
+            "multiplies bfloat16 and float16, not float64",
+        ),
+        (
+            ("--backend", "tilelang", "--arch", "sm_90", "--out", "x"),
+            "no TileLang kernels yet: leave --out away",
+        ),
     ],
 )
 def test_build_refuses_what_gpus_do_not_have(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @build_backend_option
 @arch_option
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -44,9 +45,8 @@ if TYPE_CHECKING:
     "dtypes",
     type=click.Choice((*DTYPES, *EIGHT_BITS)),
     multiple=True,
-    default=("float32",),
-    show_default=True,
-    help="Of q, k and v; repeatable. 8-bit floats are for --backend triton.",
+    help="Of q, k and v; repeatable. 8-bit floats are for --backend triton. "
+    "[default: float32, with --backend tilelang bfloat16]",
 )
 @click.option("--head-dim", type=click.IntRange(1, 512), default=64, show_default=True)
 @click.option("--value-dim", type=click.IntRange(1, 512), help="[default: the head dim]")
@@ -70,15 +70,19 @@ def build(
     a README. It imports without attncompiler. A package that stands there already is replaced. --backend triton makes
     one for GPUs, --backend cpp,triton one for both: tensors of the CPU run C++, those of a GPU Triton.
 
-    With --backend triton and --arch, compile every kernel for these GPUs, none of which need be here, in several
-    configurations. A table tells what each takes: registers and bytes spilled are those of a thread, shared memory that
-    of a block, blocks/SM how many of them an SM holds; the time is a model's, for 4 x 32 heads of 4096 tokens.
-    Of those without spills one is chosen that is about as fast as any by that model. With --out the package tries it
-    first, and the chosen binaries and the table (resources.json) lie in DIR/gpu.
+    With --backend triton or tilelang and --arch, compile every kernel for these GPUs, none of which need be here, in
+    several configurations. A table tells what each takes: registers and bytes spilled are those of a thread, shared
+    memory that of a block, blocks/SM how many of them an SM holds; the time is a model's, for 4 x 32 heads of 4096
+    tokens. Of those without spills one is chosen that is about as fast as any by that model. With --out the package
+    tries it first, and the chosen binaries and the table (resources.json) lie in DIR/gpu. TileLang's kernels are
+    compiled by nvcc where it is installed, those for AMD by nobody; they go into no package yet.
 
     \b
     attncompiler build my_attention.py --backend cpp,triton --arch sm_80,sm_90,gfx942 --dtype bfloat16
     """
+    dtypes = tuple(dict.fromkeys(dtypes)) or (
+        ("bfloat16",) if "tilelang" in backends else ("float32",)
+    )
     check_architectures(backends, archs, dtypes, out)
     check_eight_bits(backends, archs, dtypes, backward=backward)
     from rich.console import Console
@@ -104,7 +108,7 @@ def build(
     _report("derive", clock)
     definition = None if out is None else Definition(operator.compilation)
     dims = head_dim, value_dim or head_dim
-    wanted = specializations(operator.compilation, tuple(dict.fromkeys(dtypes)), *dims)
+    wanted = specializations(operator.compilation, dtypes, *dims)
     kernels: list[PackagedKernel] = []
     # Triton's sources go into packages; a build without --out has them in the cache, with their binaries.
     for backend in (name for name in backends if name == "cpp" or out is not None):
@@ -123,10 +127,13 @@ def build(
         console.print(f"{'built':<10}{total:7.3f} s" + ("  (found in the cache)" if cached else ""))
     binaries = {}
     if archs:
-        found = compile_for_gpus(console, operator.compilation, archs, wanted, backward=backward)
+        found = compile_for_gpus(
+            console, operator.compilation, backends, archs, wanted, backward=backward
+        )
         report(console, operator.name, found, paths=out is None)
         kernels = preferring(kernels, found)
-        binaries = gpu_files(found, {kernel.source: kernel.path for kernel in kernels})
+        if out is not None:
+            binaries = gpu_files(found, {kernel.source: kernel.path for kernel in kernels})
     if out is None or definition is None:
         for library in libraries:
             console.print(f"source  {library.path_source}")
@@ -135,7 +142,7 @@ def build(
         request = Request(
             package=package,
             backends=tuple(BACKENDS[name] for name in backends),
-            dtypes=tuple(dict.fromkeys(dtypes)),
+            dtypes=dtypes,
             head_dim=dims[0],
             value_dim=dims[1],
             backward=backward,
@@ -174,7 +181,7 @@ def _command(
     """The command that makes the same package."""
     words = ["attncompiler", "build", file.name, "--name", name, "--out", package]
     words += [word for setting in settings for word in ("--set", setting)]
-    words += [word for dtype in dict.fromkeys(dtypes) for word in ("--dtype", dtype)]
+    words += [word for dtype in dtypes for word in ("--dtype", dtype)]
     words += ["--head-dim", str(dims[0]), "--value-dim", str(dims[1])]
     if backends != ("cpp",):
         words += ["--backend", ",".join(backends)]

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from attncompiler.artifact.specialize import Wanted
     from attncompiler.backends.gpu_targets import Target
     from attncompiler.compiler import Compilation
+    from attncompiler.runtime.offline_records import Language
     from attncompiler.tuning.gpu_build import GpuBinary, GpuBuild
 
+_LANGUAGES: tuple[Language, ...] = ("triton", "tilelang")
 _GPU_DTYPES = ("float32", "bfloat16", "float16")
 _INSTEAD = "choose --dtype bfloat16, which holds all 8-bit floats"
 
@@ -27,22 +29,30 @@ def check_architectures(
     backends: Sequence[str], archs: Sequence[Target], dtypes: Sequence[str], out: Path | None
 ) -> None:
     """Refuse GPU architectures without a backend for them, the reverse, and what that backend does not have."""
-    if archs and "triton" not in backends:
+    chosen = [name for name in _LANGUAGES if name in backends]
+    if archs and not chosen:
         raise click.UsageError(
-            "--arch names GPUs, for which Triton makes kernels: add --backend triton, "
-            "or --backend cpp,triton for the CPU's kernels too"
+            "--arch names GPUs, for which Triton and TileLang make kernels: add --backend triton, "
+            "or --backend cpp,triton for the CPU's kernels too, or --backend tilelang"
         )
-    if "triton" not in backends:
-        return
-    if not archs and out is None:
+    if "tilelang" in chosen and out is not None:
+        raise click.UsageError(
+            "packages have no TileLang kernels yet: leave --out away, or take --backend triton"
+        )
+    if chosen and not archs and out is None:
         from attncompiler.backends.gpu_targets import TARGETS
 
-        known = ", ".join(TARGETS)
+        package = "" if "tilelang" in chosen else ", or a folder for a package, --out DIR"
         raise click.UsageError(
-            f"--backend triton needs the GPUs to compile for, --arch NAME[,NAME] from {known}, "
-            "or a folder for a package, --out DIR"
+            f"--backend {','.join(chosen)} needs the GPUs to compile for, "
+            f"--arch NAME[,NAME] from {', '.join(TARGETS)}{package}"
         )
-    for dtype in dtypes:
+    for dtype in dtypes if chosen else ():
+        if "tilelang" in chosen and dtype not in _GPU_DTYPES[1:]:
+            raise click.UsageError(
+                f"the tilelang backend multiplies bfloat16 and float16, not {dtype} (float32 as tf32, where "
+                "torch allows it at a call): choose --dtype bfloat16 or float16, or --backend triton"
+            )
         if dtype not in (*_GPU_DTYPES, *EIGHT_BITS):
             raise click.UsageError(
                 f"the triton backend computes in float32, not in {dtype}: choose --dtype "
@@ -67,12 +77,13 @@ def check_eight_bits(
 def compile_for_gpus(
     console: Console,
     compilation: Compilation,
+    backends: Sequence[str],
     targets: Sequence[Target],
     wanted: Sequence[Wanted],
     *,
     backward: bool,
 ) -> GpuBuild:
-    """Compile every configuration of every kernel with a progress display, and choose."""
+    """Compile every configuration of every kernel of the GPU backends with a progress display, and choose."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from attncompiler.runtime.gpu_kernels import gpu_kernels
@@ -80,7 +91,12 @@ def compile_for_gpus(
     from attncompiler.tuning.gpu_build import build_gpu
 
     kernels = Kernels(compilation)
-    groups = [gpu_kernels(kernels, w.tensors, w.dims, backward=backward) for w in wanted]
+    groups = [
+        gpu_kernels(kernels, w.tensors, w.dims, backward=backward, language=language)
+        for language in _LANGUAGES
+        if language in backends
+        for w in wanted
+    ]
     columns = TextColumn("compiling for GPUs"), BarColumn(), MofNCompleteColumn()
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
@@ -95,6 +111,7 @@ def compile_for_gpus(
 
 def report(console: Console, name: str, built: GpuBuild, *, paths: bool) -> None:
     """Print a table for each type of inputs and, with ``paths``, where binaries and sources lie in the cache."""
+    from attncompiler.runtime.offline_records import Built
     from attncompiler.tuning.resource_table import resource_table
 
     for dtype in dict.fromkeys(row.dtype for row in built.rows):
@@ -106,7 +123,11 @@ def report(console: Console, name: str, built: GpuBuild, *, paths: bool) -> None
         return
     for binary in built.binaries:
         kind = "plan of columns" if binary.transposed else binary.kind
-        console.print(f"binary  {binary.target.name} {kind} {binary.dtype}  {binary.built.binary}")
+        which = f"{binary.target.name} {kind} {binary.dtype}"
+        if isinstance(binary.built, Built):
+            console.print(f"binary  {which}  {binary.built.binary}")
+        if binary.built.request.language == "tilelang":
+            console.print(f"lowered {which}  {binary.built.text}")
     for source in dict.fromkeys(b.source for b in built.binaries):
         console.print(f"source  {source}")
 
@@ -122,7 +143,7 @@ def gpu_files(built: GpuBuild, known: Mapping[str, str]) -> dict[str, bytes]:
         name = f"gpu/{file_name(binary)}"
         text = binary.source.read_text()
         source = known.get(text, f"gpu/{binary.source.parent.name.rsplit('-', 1)[0]}.py")
-        files[name] = binary.built.binary.read_bytes()
+        files[name] = binary.compiled.binary.read_bytes()
         if text not in known:
             files[source] = text.encode()
         entries.append({"file": name, "source": source, **describe(binary)})
@@ -136,13 +157,13 @@ def file_name(binary: GpuBinary) -> str:
     dims = f"{binary.dtype}_d{binary.head_dim}_v{binary.value_dim}"
     tile = f"_{binary.config.block_m}x{binary.config.block_n}" if binary.kind == "plan" else ""
     turned = "_transposed" if binary.transposed else ""
-    suffix = binary.built.binary.suffix
+    suffix = binary.compiled.binary.suffix
     return f"{binary.target.name}/{binary.kind}_{dims}{tile}{turned}{suffix}"
 
 
 def describe(binary: GpuBinary) -> dict[str, object]:
     """What a launcher must know of a binary: the kernel, what it was compiled for, and what it takes."""
-    request, built = binary.built.request, binary.built
+    request, built = binary.compiled.request, binary.compiled
     return {
         "arch": binary.target.name,
         "kind": binary.kind,

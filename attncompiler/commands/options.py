@@ -47,7 +47,7 @@ def backend_option(function: Decorated) -> Decorated:
     )(function)
 
 
-BUILD_BACKENDS = ("auto", "cpp", "triton")
+BUILD_BACKENDS = ("auto", "cpp", "triton", "tilelang")
 
 
 def build_backend_option(function: Decorated) -> Decorated:
@@ -59,19 +59,19 @@ def build_backend_option(function: Decorated) -> Decorated:
         callback=_backends,
         default=("auto",),
         metavar="NAME[,NAME]",
-        help="auto, cpp or triton, or several: cpp,triton. auto is cpp.  [default: auto]",
+        help="auto, cpp, triton or tilelang, or several: cpp,triton. auto is cpp.  [default: auto]",
     )(function)
 
 
 def arch_option(function: Decorated) -> Decorated:
-    """``--arch sm_90,gfx942``: the GPUs that Triton kernels are compiled for, none of which need be here."""
+    """``--arch sm_90,gfx942``: the GPUs that kernels are compiled for, none of which need be here."""
     return click.option(
         "archs",
         "--arch",
         multiple=True,
         callback=_architectures,
         metavar="NAME[,NAME]",
-        help="GPU architectures for --backend triton, such as sm_90,gfx942. None need be here.",
+        help="GPU architectures for --backend triton or tilelang, such as sm_90,gfx942. None need be here.",
     )(function)
 
 

@@ -1,4 +1,4 @@
-"""Lists the Triton kernels of a compilation for a type of inputs: their files, and what they are compiled for."""
+"""Lists the GPU kernels of a compilation for a type of inputs: their files, and what they are compiled for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.names import identifier, tensor_name
+from attncompiler.backends.tilelang_configs import configs as tilelang_configs
 from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.backends.triton_configs import Config, Kind, candidates, configs
 from attncompiler.backends.triton_work import (
@@ -20,7 +21,9 @@ from attncompiler.backends.triton_work import (
 )
 from attncompiler.ir.program import ParamDecl
 from attncompiler.runtime.kernels import Kernels
-from attncompiler.runtime.offline import KernelRequest
+from attncompiler.runtime.offline_records import KernelRequest, Language
+from attncompiler.runtime.tilelang_requests import tilelang_request
+from attncompiler.runtime.tilelang_sources import TilelangSources
 from attncompiler.runtime.triton_requests import Call, request
 from attncompiler.runtime.triton_sources import TritonSources, stored
 
@@ -35,6 +38,11 @@ class GpuKernel:
     work: PairWork
     extra: Extra
 
+    @property
+    def language(self) -> Language:
+        """What the file is written in."""
+        return "triton"
+
     def configs(self, target: Target) -> tuple[Config, ...]:
         """The configurations that a call on a target tries, the best guess first."""
         call = self.call
@@ -48,6 +56,35 @@ class GpuKernel:
     def request(self, target: Target, config: Config) -> KernelRequest:
         """What the offline compiler takes for one of them."""
         return request(self.source, self.kind, _on(target, self.call), config)
+
+
+class TilelangKernel(GpuKernel):
+    """The same in TileLang, which has lists of configurations of its own."""
+
+    @property
+    def language(self) -> Language:
+        """What the file is written in."""
+        return "tilelang"
+
+    def configs(self, target: Target) -> tuple[Config, ...]:
+        """The configurations that a call on a target tries, the best guess first."""
+        call = self.call
+        dims = call.head_dim, call.value_dim
+        return tilelang_configs(self.kind, target, call.dtype, *dims, self.extra)
+
+    def candidates(self, target: Target) -> tuple[Config, ...]:
+        """The same: whatever fits the memory is compiled."""
+        return self.configs(target)
+
+    def request(self, target: Target, config: Config) -> KernelRequest:
+        """What the offline compiler takes for one of them."""
+        return tilelang_request(self.source, self.kind, self.call, config, target)
+
+
+_PRINTED: dict[Language, tuple[type[TritonSources], type[GpuKernel]]] = {
+    "triton": (TritonSources, GpuKernel),
+    "tilelang": (TilelangSources, TilelangKernel),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +114,15 @@ def gpu_kernels(
     dims: tuple[str, int, int],
     *,
     backward: bool = False,
+    language: Language = "triton",
 ) -> GpuKernels:
     """The kernels for inputs of ``dims``: element type, head_dim, value_dim.
 
     ``types`` are those of captured tensors by their name in the variant. With ``backward`` the two kernels of the
-    gradients too, and a forward that keeps what they read.
+    gradients too, and a forward that keeps what they read. Tiles are listed by a kernel of Triton in any case.
     """
-    sources = TritonSources(kernels)
+    printer, made = _PRINTED[language]
+    sources = printer(kernels)
     listed = sources.signature.listed
     wanted = kernels.learns if backward else frozenset[str]()
     loops = kernels.loops(wanted) if backward else None
@@ -98,14 +137,14 @@ def gpu_kernels(
     file = sources.forward_source([types[t.name] for t in kernels.kernel.tensors])
     path = stored(f"{stem}_forward", file)
     kernel = kernels.kernel
-    found = [GpuKernel("forward", path, call, forward_work(kernel), forward_extra(kernel))]
+    found = [made("forward", path, call, forward_work(kernel), forward_extra(kernel))]
     if loops is not None:
         printed = folded(loops)
         file = sources.backward_source(wanted, [types[t.name] for t in loops.tensors])
         path = stored(f"{stem}_backward", file)
         for kind in ("rows", "columns"):
             work, extra = backward_work(printed, kind), backward_extra(printed, kind)
-            found.append(GpuKernel(kind, path, call, work, extra))
+            found.append(made(kind, path, call, work, extra))
     if not listed:
         return GpuKernels(tuple(found), None)
     plan = kernels.compilation.tile_plan

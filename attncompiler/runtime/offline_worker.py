@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,12 @@ FILES = {"cuda": ("cubin", "ptx"), "hip": ("hsaco", "amdgcn")}
 
 
 def main() -> None:
-    """Answer every request until stdin ends."""
+    """Answer every request for a Triton kernel until stdin ends."""
+    serve(compile_one)
+
+
+def serve(compile_one: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer every request with what ``compile_one`` reports about it until stdin ends."""
     # What compilers print must not land between the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -57,7 +63,7 @@ def compile_one(request: dict[str, Any]) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    kernel = getattr(_module(Path(request["source"])), request["kernel"])
+    kernel = getattr(generated_module(Path(request["source"])), request["kernel"])
     constants = request["constexprs"]
     names = kernel.arg_names
     unknown = (request["signature"].keys() | constants.keys()) - set(names)
@@ -98,7 +104,8 @@ def _resources(backend: str, built: Any, log: str) -> Resources:
 
 
 @cache
-def _module(path: Path) -> ModuleType:
+def generated_module(path: Path) -> ModuleType:
+    """A generated file, imported."""
     spec = importlib.util.spec_from_file_location(f"attncompiler_offline_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python module")

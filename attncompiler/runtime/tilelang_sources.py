@@ -9,6 +9,7 @@ from types import ModuleType
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.tile_config import Config, Kind
 from attncompiler.backends.tilelang import render, render_backward
+from attncompiler.backends.tilelang_configs import configs
 from attncompiler.frontend import definition_of
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.tilelang_launch import TilelangModule
@@ -64,7 +65,7 @@ class TilelangSources(TritonSources):
         self, kind: Kind, target: Target, dims: Dims, wanted: frozenset[str] = frozenset()
     ) -> Sequence[Config]:
         """How a kernel may be cut on a target, the best guess first."""
-        return super().configs(kind, target, dims, wanted)
+        return configs(kind, target, *dims, self.extra(kind, wanted))
 
     def _launch(self, module: ModuleType) -> ModuleType:
         with self._guard:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from attncompiler.backends.gpu_targets import EIGHT_BITS
 from attncompiler.backends.triton_configs import Config, head_width, padded_dim
-from attncompiler.runtime.offline import Constant, KernelRequest
+from attncompiler.runtime.offline_records import Constant, KernelRequest
 
 Kernel = Literal["forward", "rows", "columns", "plan"]
 TRITON_TYPES = {

@@ -1,7 +1,8 @@
 """Builds the kernels of a variant for GPUs that are not here: compiles every configuration and keeps the best one.
 
 A configuration that spills, does not fit the target or does not compile is dropped. Of the rest, best guess first,
-the first one is chosen that the cost model finds about as fast as any, for the usual size of a call.
+the first one is chosen that the cost model finds about as fast as any, for the usual size of a call; of kernels that
+nothing here compiles, the first one whose shared memory fits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.triton_configs import Config
 from attncompiler.runtime.errors import NoConfigurationError
 from attncompiler.runtime.gpu_kernels import GpuKernel, GpuKernels
-from attncompiler.runtime.offline import Built, Failed, KernelRequest, compile_all
+from attncompiler.runtime.offline import Result, compile_all
+from attncompiler.runtime.offline_records import Built, Failed, KernelRequest, Lowered
 from attncompiler.tuning.cost import Attention, attention_work, predict
 from attncompiler.tuning.resource_table import ResourceRow
 
@@ -24,11 +26,12 @@ from attncompiler.tuning.resource_table import ResourceRow
 USUAL = Attention(4, 32, 32, 4096, 4096, 64, 64)
 # Smaller differences say nothing: the model leaves out what shared memory costs. The order of the lists decides then.
 _CLOSE = 1.05
+_KINDS = ("forward", "rows", "columns")
 
 
 @dataclass(frozen=True, slots=True)
 class GpuBinary:
-    """One chosen binary: kernel ``kind`` (forward, rows, columns, plan) for inputs of ``dtype`` on ``target``.
+    """One chosen binary or lowered source: kernel ``kind`` (forward, rows, columns, plan) for a type and a target.
 
     ``source`` is the readable Python file that it was compiled from, ``built`` its resources and where it lies.
     ``transposed`` and the sides of ``config`` say which tiles a planning kernel lists.
@@ -40,9 +43,15 @@ class GpuBinary:
     head_dim: int
     value_dim: int
     config: Config
-    built: Built
+    built: Built | Lowered
     source: Path
     transposed: bool = False
+
+    @property
+    def compiled(self) -> Built:
+        """The binary of a kernel that is compiled, as all of Triton are."""
+        assert isinstance(self.built, Built)
+        return self.built
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ class GpuBuild:
     def seconds(self) -> float:
         """What the compiles took in all that were not found in the cache."""
         results = [*(row.result for row in self.rows), *(b.built for b in self.plans)]
-        return sum(r.seconds for r in results if isinstance(r, Built) and not r.cached)
+        return sum(r.seconds for r in results if not isinstance(r, Failed) and not r.cached)
 
     @property
     def plans(self) -> tuple[GpuBinary, ...]:
@@ -78,7 +87,9 @@ def build_gpu(
 
     Raises NoConfigurationError for a kernel of which nothing is left on a target.
     """
-    cases = [(k, t) for group in wanted for t in targets for k in group.kernels]
+    cases = [(k, t) for t in targets for group in wanted for k in group.kernels]
+    # Kernels of two backends stand beside each other.
+    cases.sort(key=lambda case: (targets.index(case[1]), _KINDS.index(case[0].kind)))
     tasks = [(k, t, config) for k, t in cases for config in k.candidates(t)]
     results = _compiled([(k.request(t, c), t) for k, t, c in tasks], jobs, progress)
     made = dict(zip(tasks, results, strict=True))
@@ -92,36 +103,40 @@ def build_gpu(
     planned = _compiled([(request, b.target) for b, request in plans], jobs, progress)
     for (binary, _), result in zip(plans, planned, strict=True):
         if isinstance(result, Failed):
-            raise _none_left("plan", binary.target, binary.dtype, [result.reason])
+            raise _none_left("triton plan", binary.target, binary.dtype, [result.reason])
     listed = [
         replace(b, built=r)
         for (b, _), r in zip(plans, planned, strict=True)
-        if isinstance(r, Built)
+        if not isinstance(r, Failed)
     ]
     return GpuBuild(tuple(rows), (*binaries.values(), *listed))
 
 
-def choose(
-    results: Iterable[tuple[Config, Built | Failed]], kernel: GpuKernel
-) -> tuple[ResourceRow, ...]:
+def choose(results: Iterable[tuple[Config, Result]], kernel: GpuKernel) -> tuple[ResourceRow, ...]:
     """A line for each configuration; of those without problems the first that is predicted about fastest is chosen."""
     rows = [_predicted(ResourceRow(config, result), kernel) for config, result in results]
-    times = [
-        math.inf if row.problems or row.prediction is None else row.prediction.seconds
-        for row in rows
-    ]
+    times = [_seconds(row) for row in rows]
     fastest = min(times, default=math.inf)
     close = (i for i, t in enumerate(times) if t < math.inf and t <= _CLOSE * fastest)
     best = next(close, None)
     return tuple(replace(row, chosen=i == best) for i, row in enumerate(rows))
 
 
+def _seconds(row: ResourceRow) -> float:
+    """What to compare: nothing is known of kernels that are only lowered, so the order of their list decides."""
+    if row.problems:
+        return math.inf
+    if isinstance(row.result, Lowered):
+        return 0.0
+    return math.inf if row.prediction is None else row.prediction.seconds
+
+
 def _compiled(
     requests: list[tuple[KernelRequest, Target]], jobs: int | None, progress: Progress
-) -> list[Built | Failed]:
+) -> list[Result]:
     done = 0
 
-    def count(_: Built | Failed) -> None:
+    def count(_: Result) -> None:
         nonlocal done
         done += 1
         progress(done, len(requests))
@@ -131,7 +146,7 @@ def _compiled(
 
 
 def _predicted(row: ResourceRow, kernel: GpuKernel) -> ResourceRow:
-    if isinstance(row.result, Failed):
+    if not isinstance(row.result, Built):
         return row
     call, config = kernel.call, row.config
     size = replace(USUAL, head_dim=call.head_dim, value_dim=call.value_dim, dtype=call.dtype)
@@ -142,11 +157,11 @@ def _predicted(row: ResourceRow, kernel: GpuKernel) -> ResourceRow:
 def _binary(kernel: GpuKernel, target: Target, rows: Sequence[ResourceRow]) -> GpuBinary:
     call = kernel.call
     for row in rows:
-        if row.chosen and isinstance(row.result, Built):
+        if row.chosen and not isinstance(row.result, Failed):
             dims = call.dtype, call.head_dim, call.value_dim
             return GpuBinary(kernel.kind, target, *dims, row.config, row.result, kernel.source)
     reasons = [f"{r.config.block_m}x{r.config.block_n}: {'; '.join(r.problems)}" for r in rows]
-    raise _none_left(kernel.kind, target, call.dtype, reasons)
+    raise _none_left(f"{kernel.language} {kernel.kind}", target, call.dtype, reasons)
 
 
 def _plans(

@@ -84,8 +84,7 @@ def problems(built: Report, target: Target) -> tuple[str, ...]:
         found.append(
             f"spills ({built.spill_stores} B stored, {built.spill_loads} B loaded a thread)"
         )
-    if built.shared > target.shared_per_block:
-        found.append(f"shared memory ({built.shared} B of {target.shared_per_block} B)")
+    found.extend(too_much_shared(built.shared, target))
     if built.tensor_memory > TENSOR_COLUMNS:
         found.append(f"tensor memory ({built.tensor_memory} columns of {TENSOR_COLUMNS})")
     if built.num_warps > _warps_by_registers(built.registers, target):
@@ -94,6 +93,13 @@ def problems(built: Report, target: Target) -> tuple[str, ...]:
     if built.warnings:
         found.append(f"serialised tensor instructions ({built.warnings[0]})")
     return tuple(found)
+
+
+def too_much_shared(shared: int, target: Target) -> tuple[str, ...]:
+    """A reason to drop a block of so many bytes of shared memory where the target has less."""
+    if shared <= target.shared_per_block:
+        return ()
+    return (f"shared memory ({shared} B of {target.shared_per_block} B)",)
 
 
 def _warps_by_registers(registers: int, target: Target) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from attncompiler.backends.triton_configs import Config
-from attncompiler.runtime.offline import Built, Failed
+from attncompiler.runtime.offline_records import Built, Failed, Lowered
 from attncompiler.runtime.triton_requests import TRITON_TYPES
 from attncompiler.tuning.cost import Prediction
-from attncompiler.tuning.occupancy import occupancy, problems
+from attncompiler.tuning.occupancy import occupancy, problems, too_much_shared
 
 _HEADINGS = (
-    "arch", "kernel", "block", "warps", "stages", "regs", "spills", "shared", "blocks/SM", "bound", "verdict",
+    "arch", "kernel", "backend", "block", "warps", "stages", "regs", "spills", "shared", "blocks/SM", "bound",
+    "instructions", "verdict",
 )  # fmt: skip
 _DTYPES = {f"*{short}": name for name, short in TRITON_TYPES.items()}
 _NUMBERS = ("warps", "stages", "regs", "spills", "shared", "blocks/SM")
@@ -23,21 +24,28 @@ class ResourceRow:
     """One configuration, what compiling it gave, its predicted time where a size was given, whether it was chosen."""
 
     config: Config
-    result: Built | Failed
+    result: Built | Lowered | Failed
     prediction: Prediction | None = None
     chosen: bool = False
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Reasons to drop it, each a short phrase; empty for one that can be chosen."""
-        if isinstance(self.result, Failed):
-            return (self.result.reason.strip().partition("\n")[0][:100],)
-        return problems(self.result, self.result.target)
+        match self.result:
+            case Failed(reason=reason):
+                return (reason.strip().partition("\n")[0][:100],)
+            case Lowered(shared=shared, target=target):
+                return too_much_shared(shared, target)
+            case Built(target=target):
+                return problems(self.result, target)
 
     @property
     def dtype(self) -> str:
-        """The element type of the inputs, by the type of the first pointer."""
-        return _DTYPES.get(next(iter(self.result.request.signature.values()), ""), "")
+        """The element type of the inputs: a constant of TileLang's kernels, that of the first pointer of Triton's."""
+        request = self.result.request
+        if "dtype" in request.constexprs:
+            return str(request.constexprs["dtype"])
+        return _DTYPES.get(next(iter(request.signature.values()), ""), "")
 
     def record(self) -> dict[str, object]:
         """The row as plain data, for a file."""
@@ -45,6 +53,7 @@ class ResourceRow:
         known: dict[str, object] = {
             "arch": result.target.name,
             "kernel": result.request.kernel,
+            "backend": result.request.language,
             "dtype": self.dtype,
             "block_m": config.block_m,
             "block_n": config.block_n,
@@ -61,6 +70,7 @@ class ResourceRow:
                 "spill_stores": result.spill_stores,
                 "spill_loads": result.spill_loads,
                 "shared": result.shared,
+                "instructions": dict(result.instructions),
                 "blocks_per_sm": held.blocks,
                 "limited_by": held.limiter,
             }
@@ -87,14 +97,21 @@ def _cells(row: ResourceRow) -> tuple[str, ...]:
     config, result = row.config, row.result
     request, target = result.request, result.target
     loads = " tma" if config.descriptors else ""
-    start = (target.name, request.kernel, f"{config.block_m}x{config.block_n}{loads}")
+    block = f"{config.block_m}x{config.block_n}{loads}"
+    start = (target.name, request.kernel, request.language, block)
+    reasons = row.problems
+    verdict = f"dropped: {'; '.join(reasons)}" if reasons else "chosen" if row.chosen else "ok"
     match result:
         case Failed():
             sizes = (str(request.num_warps), str(request.num_stages))
-            return (*start, *sizes, "-", "-", "-", "-", "-", f"dropped: {row.problems[0]}")
+            return (*start, *sizes, "-", "-", "-", "-", "-", "-", verdict)
+        case Lowered():
+            sizes = (str(result.num_warps), str(request.num_stages))
+            shared = f"{result.shared / 1024:.1f} KiB"
+            verdict += f", not compiled: {result.reason}"
+            return (*start, *sizes, "-", "-", shared, "-", "-", "-", verdict)
         case Built():
             held = occupancy(result, target)
-            reasons = row.problems
             return (
                 *start,
                 str(result.num_warps),
@@ -104,7 +121,8 @@ def _cells(row: ResourceRow) -> tuple[str, ...]:
                 f"{result.shared / 1024:.1f} KiB",
                 f"{held.blocks} ({held.fraction:.0%})",
                 _predicted(row.prediction),
-                f"dropped: {'; '.join(reasons)}" if reasons else "chosen" if row.chosen else "ok",
+                ", ".join(f"{count} {name}" for name, count in result.instructions.items()),
+                verdict,
             )
 
 

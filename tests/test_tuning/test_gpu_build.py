@@ -12,7 +12,7 @@ from attncompiler.backends.triton_configs import Config
 from attncompiler.backends.triton_work import SOFTMAX, Extra
 from attncompiler.runtime.errors import NoConfigurationError
 from attncompiler.runtime.gpu_kernels import GpuKernel, GpuKernels, PlanKernel
-from attncompiler.runtime.offline import Built, Failed, KernelRequest
+from attncompiler.runtime.offline import Built, Failed, KernelRequest, Lowered
 from attncompiler.runtime.triton_requests import Call
 from attncompiler.tuning import gpu_build
 
@@ -53,6 +53,14 @@ def test_spills_and_failures_are_dropped(tmp_path: Path) -> None:
     assert [row.chosen for row in rows] == [False, False, False, False, True]
     assert [bool(row.problems) for row in rows] == [True, True, True, True, False]
     assert not any(row.chosen for row in gpu_build.choose(found[:4], kernel(tmp_path)))
+
+
+def test_of_lowered_sources_the_first_that_fits_is_chosen(tmp_path: Path) -> None:
+    large = Lowered(REQUEST, target_of("gfx942"), Path("k.hip"), 70000, 8, "why", 3.0, False)
+    fits = dataclasses.replace(large, shared=60000)
+    found = gpu_build.choose([(WIDE, large), (TALL, fits), (TINY, fits)], kernel(tmp_path))
+    assert [row.chosen for row in found] == [False, True, False]
+    assert found[1].prediction is None
 
 
 def test_when_none_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

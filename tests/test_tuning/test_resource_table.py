@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from attncompiler.backends.gpu_targets import target_of
 from attncompiler.backends.triton_configs import Config
-from attncompiler.runtime.offline import Built, Failed, KernelRequest
+from attncompiler.runtime.offline import Built, Failed, KernelRequest, Lowered
 from attncompiler.tuning.cost import Prediction
 from attncompiler.tuning.resource_table import ResourceRow, resource_table
 
@@ -16,7 +17,8 @@ TARGET = target_of("sm_90")
 
 def built(spills: int) -> Built:
     return Built(
-        REQUEST, TARGET, Path("k.cubin"), Path("k.ptx"), 206, spills, spills, spills, 164864, 0, 8, (), {}, 1.0, False,
+        REQUEST, TARGET, Path("k.cubin"), Path("k.ptx"), 206, spills, spills, spills, 164864, 0, 8, (),
+        {"wgmma": 16, "exp2": 66}, 1.0, False,
     )  # fmt: skip
 
 
@@ -30,12 +32,37 @@ def test_the_table() -> None:
         ]
     )
     assert text.splitlines() == [
-        "arch   kernel   block        warps  stages  regs  spills     shared  blocks/SM  bound               verdict",
-        "sm_90  forward  128x128 tma      8       2   206     0 B  161.0 KiB    1 (12%)  1.23 ms compute     ok",
-        "sm_90  forward  64x256           8       2   206   164 B  161.0 KiB    1 (12%)  81 us exponentials  dropped: "
-        "spills (164 B stored, 164 B loaded a thread)",
-        "sm_90  forward  64x256           8       2     -       -          -          -  -                   dropped: "
-        "CompilationError: no",
+        "arch   kernel   backend  block        warps  stages  regs  spills     shared  blocks/SM  bound               "
+        "instructions       verdict",
+        "sm_90  forward  triton   128x128 tma      8       2   206     0 B  161.0 KiB    1 (12%)  1.23 ms compute     "
+        "16 wgmma, 66 exp2  ok",
+        "sm_90  forward  triton   64x256           8       2   206   164 B  161.0 KiB    1 (12%)  81 us exponentials  "
+        "16 wgmma, 66 exp2  dropped: spills (164 B stored, 164 B loaded a thread)",
+        "sm_90  forward  triton   64x256           8       2     -       -          -          -  -                   "
+        "-                  dropped: CompilationError: no",
+    ]
+
+
+def test_what_is_only_lowered() -> None:
+    request = KernelRequest(
+        Path("k.py"), "rows", {}, {"dtype": "float16"}, num_warps=8, language="tilelang"
+    )
+    amd = target_of("gfx942")
+    fits = Lowered(
+        request, amd, Path("k.hip"), 32768, 4, "no compiler for HIP is asked", 5.0, False
+    )
+    large = dataclasses.replace(fits, shared=65 * 1024)
+    config = Config(64, 32, 4, 1)
+    rows = [ResourceRow(config, fits, chosen=True), ResourceRow(config, large)]
+    assert rows[0].dtype == "float16"
+    assert [row.problems for row in rows] == [(), ("shared memory (66560 B of 65536 B)",)]
+    assert rows[0].record()["backend"] == "tilelang"
+    assert "registers" not in rows[0].record()
+    assert resource_table(rows).splitlines()[1:] == [
+        "gfx942  rows    tilelang  64x32      4       2     -       -  32.0 KiB          -  -      -             "
+        "chosen, not compiled: no compiler for HIP is asked",
+        "gfx942  rows    tilelang  64x32      4       2     -       -  65.0 KiB          -  -      -             "
+        "dropped: shared memory (66560 B of 65536 B), not compiled: no compiler for HIP is asked",
     ]
 
 
@@ -46,6 +73,7 @@ def test_what_is_chosen_and_the_row_as_data() -> None:
     found = row.record()
     assert (found["arch"], found["kernel"], found["chosen"]) == ("sm_90", "forward", True)
     assert (found["registers"], found["blocks_per_sm"], found["problems"]) == (206, 1, [])
+    assert found["instructions"] == {"wgmma": 16, "exp2": 66}
     assert (found["seconds"], found["bound"]) == (1e-3, "compute")
     failed = ResourceRow(tall, Failed(REQUEST, TARGET, "CompilationError: no\nmore")).record()
     assert failed["problems"] == ["CompilationError: no"]

@@ -1,0 +1,65 @@
+"""TileLang's tile shapes exist for every size on every target and fit by estimate; test_tilelang_offline compiles."""
+
+from __future__ import annotations
+
+import pytest
+
+from attncompiler.backends.gpu_targets import TARGETS, Target, target_of
+from attncompiler.backends.tile_config import Config, Kind
+from attncompiler.backends.tilelang_configs import configs, family_of, shared_estimate
+from attncompiler.backends.triton_work import Extra
+
+KINDS: tuple[Kind, ...] = ("forward", "rows", "columns")
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_every_head_dimension_has_shapes(target: Target) -> None:
+    family = family_of(target)
+    for kind in KINDS:
+        for dtype in ("bfloat16", "float16", "float32"):
+            for dim in (*range(1, 257, 5), 256, 512):
+                found = configs(kind, target, dtype, dim, dim)
+                assert len(set(found)) == len(found) >= 1
+                for config in found:
+                    owned = config.block_n if kind == "columns" else config.block_m
+                    # Matrix instructions give every warp at least 16 rows; Hopper's are given out by four warps.
+                    assert owned >= 16 * config.num_warps
+                    assert family != "wgmma" or config.num_warps % 4 == 0
+                    sides = (config.block_m, config.block_n, config.num_warps)
+                    assert all(n & (n - 1) == 0 for n in sides)
+                    assert config.num_stages <= (2 if family == "wgmma" else 1)
+                    assert config.num_warps * target.warp_size <= 1024
+                    used = shared_estimate(kind, config, dtype, dim, dim)
+                    if dtype != "float32" and (dim <= 256 or kind == "forward"):
+                        assert used <= target.shared_per_block, (kind, dim, config)
+
+
+def test_usual_sizes_have_a_choice() -> None:
+    for target in TARGETS.values():
+        for kind in KINDS:
+            for dim in (64, 128):
+                assert len(configs(kind, target, "bfloat16", dim, dim)) >= 2
+
+
+def test_what_the_best_guesses_are() -> None:
+    hopper = target_of("sm_90")
+    for dim in (64, 128):
+        assert configs("forward", hopper, "bfloat16", dim, dim)[0] == Config(128, 128, 8, 2)
+        assert configs("columns", hopper, "bfloat16", dim, dim)[0] == Config(64, 128, 8, 1)
+
+
+def test_what_a_kernel_keeps_moves_wide_blocks_back() -> None:
+    hopper = target_of("sm_90")
+    plain = configs("forward", hopper, "bfloat16", 64, 64)
+    full = configs("forward", hopper, "bfloat16", 64, 64, Extra(accumulators=2))
+    assert plain[0] == full[-2] == Config(128, 128, 8, 2)
+    assert set(plain) == set(full)
+    assert plain[-1] == full[-1]
+
+
+def test_what_memory_rules_out() -> None:
+    wide = Config(128, 128, 8, 2)
+    assert shared_estimate("forward", wide, "bfloat16", 64, 64) == 81 * 1024
+    assert shared_estimate("rows", wide, "bfloat16", 64, 64) == 97 * 1024
+    assert wide in configs("forward", target_of("sm_90"), "bfloat16", 128, 128)
+    assert wide not in configs("forward", target_of("sm_90"), "float32", 128, 128)

@@ -94,7 +94,11 @@ def configs(
     """
     table = {"forward": _FORWARD, "rows": _ROWS, "columns": _COLUMNS}[kind][family_of(target)]
     side = max(head_dim, value_dim)
-    seeds = [Config(*seed) for seed in table[min(n for n in table if n >= min(side, 512))]]
+    # TMA wants rows whose bytes 16 divides.
+    whole = all(n * _ELEMENT_BYTES[dtype] % 16 == 0 for n in (head_dim, value_dim))
+    tma = whole and family_of(target) == "wgmma"
+    listed = table[min(n for n in table if n >= min(side, 512))]
+    seeds = [Config(*seed, descriptors=tma) for seed in listed]
     fitting = [
         c
         for c in seeds
@@ -115,9 +119,15 @@ def family_of(target: Target) -> Family:
     return "wgmma" if target.name == "sm_90" else "mma"
 
 
+def width_of(dim: int) -> int:
+    """The features that a tile of a head has room for: what matrix instructions and swizzled rows want."""
+    unit = 16 if dim <= 64 else 64
+    return -(-dim // unit) * unit
+
+
 def shared_estimate(kind: Kind, config: Config, dtype: str, head_dim: int, value_dim: int) -> int:
     """Bytes of shared memory that a block takes: tiles, and a KiB for vectors across them and for barriers."""
-    d, v = (-(-dim // 16) * 16 for dim in (head_dim, value_dim))
+    d, v = width_of(head_dim), width_of(value_dim)
     m, n, stages = config.block_m, config.block_n, max(config.num_stages, 1)
     match kind:
         case "forward":

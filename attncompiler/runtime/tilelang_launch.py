@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attncompiler.backends.tilelang_configs import width_of
 from attncompiler.runtime.call_checks import ELEMENT_TYPES
 from attncompiler.runtime.errors import DtypeError, LimitError
 from attncompiler.runtime.interpreting import SERIAL_SWITCH
@@ -44,9 +46,14 @@ class TilelangModule:
 
 
 class Launch:
-    """One kernel: ``launch[grid](**arguments)``; the grid is the kernel's own."""
+    """One kernel: ``launch[grid](**arguments)``; the grid is the kernel's own.
+
+    A forward that is asked for ``APART`` has its other schedule, where the file has one: see ``Tiling.apart``.
+    """
 
     def __init__(self, module: ModuleType, name: str) -> None:
+        apart = name == "forward" and hasattr(module, "groups")
+        self.apart = Launch(module, "groups") if apart else None
         self.module, self.name = module, name
         self._make = getattr(module, name)
         self._order: list[str] = getattr(module, f"{name.upper()}_ARGUMENTS")
@@ -59,6 +66,11 @@ class Launch:
         return self._run
 
     def _run(self, **arguments: Any) -> None:
+        if arguments.pop("APART", False):
+            if self.apart is None:
+                raise ValueError(f"{self.module.__name__} has one schedule")
+            self.apart._run(**arguments)
+            return
         found = {
             _RENAMED.get(n, n): x
             for name, x in arguments.items()
@@ -66,16 +78,17 @@ class Launch:
         }
         q: Tensor = found["q"]
         check_grid(heads=q.shape[1], batch=q.shape[0])
+        tma = bool(found["DESCRIPTORS"])
         constants = self._chosen(found, q)
         found["together"] = found["H"] // max(found["G"], 1)
-        key = q.device, *constants.values()
+        key = q.device, tma, *constants.values()
         kernel = self._kernels.get(key)
         if kernel is None:
             with self._lock:
                 kernel = self._kernels.get(key)
                 if kernel is None:
-                    build = self._compiled if q.is_cuda else self._serial
-                    kernel = self._kernels[key] = build(constants)
+                    made = self._compiled(constants, tma) if q.is_cuda else self._serial(constants)
+                    kernel = self._kernels[key] = made
         kernel({name: self._given(name, found.get(name), q) for name in self._order})
 
     def _chosen(self, found: Mapping[str, Any], q: Tensor) -> dict[str, Any]:
@@ -92,15 +105,18 @@ class Launch:
                 detail="on the CPU, where TileLang's kernels run as C to be checked, they know float32 only",
                 fix="convert to float32, or give tensors on a CUDA device",
             )
+        hopper = registers_of(q.device, found["num_warps"])
+        # Without TMA no warp group loads for the others.
+        stages = found["num_stages"] if found["DESCRIPTORS"] or not hopper else 1
         sizes = (x for n, x in found.items() if "_extent" in n or "_stride" in n)
         known = {
             "dtype": ELEMENT_TYPES[q.dtype],
             **{n: x for n, x in found.items() if n.isupper()},
             "HEAD_WIDTH": width_of(found["HEAD_DIM"]), "VALUE_WIDTH": width_of(found["VALUE_DIM"]),
             "LONG": found["LONG"] or any(abs(x) > _LONGEST for x in sizes),
-            "STAGES": found["num_stages"], "THREADS": found["num_warps"] * warp_of(q.device),
+            "STAGES": stages, "THREADS": found["num_warps"] * warp_of(q.device),
             "WIDEN": q.dtype == torch.float16, "SERIAL": not q.is_cuda, "PANEL": 0,
-            "REGISTERS": registers_of(q.device, found["num_warps"]),
+            "REGISTERS": hopper if found["DESCRIPTORS"] else 0,
             "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
         }  # fmt: skip
         return {name: known[name] for name in self._constants}
@@ -109,7 +125,7 @@ class Launch:
         """An argument as the kernel takes it; one element for a tensor that is left out, which is not touched."""
         if x is None:
             dtype = torch.int32 if name in ("tile_lists", "block_order") else torch.float32
-            return torch.zeros(1, dtype=dtype, device=like.device)
+            return _empty(like.device, dtype)
         return flat(x) if isinstance(x, Tensor) and name not in self._shaped else x
 
     def _serial(self, constants: Mapping[str, Any]) -> Kernel:
@@ -120,11 +136,12 @@ class Launch:
         source += f"\n{self.name} {sorted(constants.items())}"
         return build(self.name, lambda: self._make(**constants), self._order, source)
 
-    def _compiled(self, constants: Mapping[str, Any]) -> Kernel:
+    def _compiled(self, constants: Mapping[str, Any], tma: bool) -> Kernel:
         """The kernel for the current device; TileLang keeps what it compiled."""
         import tilelang
 
-        kernel = tilelang.compile(self._make(**constants), pass_configs=pass_configs())
+        options = pass_configs(tma=tma, apart=self.name == "groups")
+        kernel = tilelang.compile(self._make(**constants), pass_configs=options)
 
         def call(values: Mapping[str, Any]) -> None:
             kernel(*values.values())
@@ -132,11 +149,25 @@ class Launch:
         return call
 
 
-def pass_configs() -> dict[Any, Any]:
-    """How TileLang compiles our kernels: denormals are 0, so that an exponential is one instruction."""
+def pass_configs(*, tma: bool = True, apart: bool = False) -> dict[Any, Any]:
+    """How TileLang compiles our kernels: denormals are 0, so that an exponential is one instruction.
+
+    Without ``tma`` tiles are loaded by all threads; ``apart``: the kernel itself says which threads load.
+    """
     import tilelang
 
-    return {tilelang.PassConfigKey.TL_DEVICE_COMPILE_FLAGS: ["-ftz=true"]}
+    key = tilelang.PassConfigKey
+    options: dict[Any, Any] = {key.TL_DEVICE_COMPILE_FLAGS: ["-ftz=true"]}
+    if not tma:
+        options[key.TL_DISABLE_TMA_LOWER] = True
+    if not tma or apart:
+        options[key.TL_DISABLE_WARP_SPECIALIZED] = True
+    return options
+
+
+@cache
+def _empty(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(1, dtype=dtype, device=device)
 
 
 def registers_of(device: torch.device, warps: int) -> int:
@@ -153,12 +184,6 @@ def registers_of(device: torch.device, warps: int) -> int:
 def warp_of(device: torch.device) -> int:
     """The threads of a warp: AMD's are twice as wide."""
     return 64 if device.type == "cuda" and torch.version.hip else 32
-
-
-def width_of(dim: int) -> int:
-    """The features that a tile of a head has room for: what matrix instructions and swizzled rows want."""
-    unit = 16 if dim <= 64 else 64
-    return -(-dim // unit) * unit
 
 
 def check_grid(*, heads: int, batch: int) -> None:

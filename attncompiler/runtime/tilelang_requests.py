@@ -7,8 +7,9 @@ from pathlib import Path
 
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.tile_config import Config, Kind
+from attncompiler.backends.tilelang_configs import width_of
 from attncompiler.runtime.offline_records import Constant, KernelRequest
-from attncompiler.runtime.tilelang_launch import HOPPER_REGISTERS, width_of
+from attncompiler.runtime.tilelang_launch import HOPPER_REGISTERS
 from attncompiler.runtime.triton_requests import Call
 
 
@@ -17,13 +18,18 @@ def tilelang_request(
 ) -> KernelRequest:
     """One kernel of a file for one call, configuration and target."""
     names, order = _read(source, kernel)
+    hopper = target.name == "sm_90"
+    registers = HOPPER_REGISTERS.get(config.num_warps // 4, 0) if config.descriptors else 0
+    # Without TMA no warp group loads for the others.
+    stages = config.num_stages if config.descriptors or not hopper else 1
     known: dict[str, Constant] = {
         "dtype": call.dtype, "HEAD_DIM": call.head_dim, "VALUE_DIM": call.value_dim,
         "HEAD_WIDTH": width_of(call.head_dim), "VALUE_WIDTH": width_of(call.value_dim),
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.num_stages,
-        "THREADS": config.num_warps * target.warp_size, "LISTED": call.listed, "POSITIVE": True, "WIDEN": call.dtype == "float16",
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": stages,
+        "THREADS": config.num_warps * target.warp_size, "LISTED": call.listed, "POSITIVE": True,
+        "WIDEN": call.dtype == "float16",
         "LONG": False, "SERIAL": False, "PANEL": 0, "PHASE": 2, "FUSED": call.fused, "ALONE": True,
-        "REGISTERS": HOPPER_REGISTERS.get(config.num_warps // 4, 0) if target.name == "sm_90" else 0,
+        "REGISTERS": registers if hopper else 0,
         "GIVEN": tuple(name for name in order if _given(name, kernel, call)),
     }  # fmt: skip
     constants = {name: known[name] for name in names}

@@ -52,7 +52,8 @@ def _lowered(request: dict[str, Any]) -> tuple[str, int]:
         {"kind": "cuda", "arch": arch} if arch.startswith("sm_") else {"kind": "hip", "mcpu": arch}
     )
     target = tvm.target.Target(described)
-    configs = {key.value: value for key, value in pass_configs().items()}
+    tma = arch != "sm_90a" or request["constants"]["REGISTERS"] > 0
+    configs = {key.value: value for key, value in pass_configs(tma=tma).items()}
     with tvm.transform.PassContext(opt_level=3, config=configs), target:
         lowered = tilelang.lower(make(**request["constants"]), target=target)
     (function,) = lowered.device_mod.functions.values()

@@ -25,7 +25,8 @@ class Tiling:
     """How a kernel is cut: tile sides, warps of a program, stages of the software pipeline, tensor descriptors.
 
     ``persistent``: of a forward, at most so many programs are launched, and each takes one block after the other; 0
-    launches one for each block.
+    launches one for each block. ``apart``: of a forward of TileLang on Hopper, a warp group loads for those that
+    multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes.
     """
 
     block_m: int
@@ -34,6 +35,7 @@ class Tiling:
     num_stages: int
     descriptors: bool = False
     persistent: int = 0
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,8 @@ def run_forward(
     grid = programs(-(-queries // tiling.block_m), heads, batch)
     if tiling.persistent:
         grid = (min(tiling.persistent, *grid),)
+    if tiling.apart:
+        arguments["APART"] = True
     with on_device(q, workspace=tiling.descriptors):
         module.forward[grid](
             **arguments,

@@ -98,7 +98,7 @@ class Launch:
             **{n: x for n, x in found.items() if n.isupper()},
             "HEAD_WIDTH": width_of(found["HEAD_DIM"]), "VALUE_WIDTH": width_of(found["VALUE_DIM"]),
             "LONG": found["LONG"] or any(abs(x) > _LONGEST for x in sizes),
-            "STAGES": found["num_stages"], "THREADS": found["num_warps"] * 32,
+            "STAGES": found["num_stages"], "THREADS": found["num_warps"] * warp_of(q.device),
             "WIDEN": q.dtype == torch.float16, "SERIAL": not q.is_cuda, "PANEL": 0,
             "REGISTERS": registers_of(q.device, found["num_warps"]),
             "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
@@ -148,6 +148,11 @@ def registers_of(device: torch.device, warps: int) -> int:
     ):
         return 0
     return HOPPER_REGISTERS.get(warps // 4, 0)
+
+
+def warp_of(device: torch.device) -> int:
+    """The threads of a warp: AMD's are twice as wide."""
+    return 64 if device.type == "cuda" and torch.version.hip else 32
 
 
 def width_of(dim: int) -> int:

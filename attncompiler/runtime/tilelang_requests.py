@@ -21,8 +21,9 @@ def tilelang_request(
         "dtype": call.dtype, "HEAD_DIM": call.head_dim, "VALUE_DIM": call.value_dim,
         "HEAD_WIDTH": width_of(call.head_dim), "VALUE_WIDTH": width_of(call.value_dim),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": config.num_stages,
-        "THREADS": config.num_warps * 32, "LISTED": call.listed, "POSITIVE": True, "WIDEN": call.dtype == "float16",
-        "LONG": False, "SERIAL": False, "PANEL": 0, "PHASE": 2, "FUSED": call.fused, "ALONE": True,
+        "THREADS": config.num_warps * target.warp_size, "LISTED": call.listed, "POSITIVE": True,
+        "WIDEN": call.dtype == "float16", "LONG": False, "SERIAL": False, "PANEL": 0, "PHASE": 2,
+        "FUSED": call.fused, "ALONE": True,
         "REGISTERS": HOPPER_REGISTERS.get(config.num_warps // 4, 0) if target.name == "sm_90" else 0,
         "GIVEN": tuple(name for name in order if _given(name, kernel, call)),
     }  # fmt: skip

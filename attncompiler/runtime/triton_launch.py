@@ -6,14 +6,15 @@ Nothing here knows a variant: a kernel is described by a Signature, and its file
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from attncompiler.backends.tile_config import Kind
 from attncompiler.runtime.errors import LimitError
 
 # A tensor whose last element is further away than this is addressed by 64-bit offsets.
@@ -34,6 +35,13 @@ class Tiling:
     num_stages: int
     descriptors: bool = False
     persistent: int = 0
+
+
+class Run(Protocol):
+    """Launches a kernel of Triton, already bound to its grid, and notes what came of it: ``Trial.run``."""
+
+    def __call__(self, kind: Kind, kernel: Callable[..., Any], /, **arguments: Any) -> None:
+        """``kernel(**arguments)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +177,7 @@ def captured_arguments(
 
 
 def run_forward(
+    run: Run,
     module: ModuleType,
     signature: Signature,
     tiling: Tiling,
@@ -188,7 +197,6 @@ def run_forward(
     allow_tf32: bool = False,
 ) -> None:
     """Fill ``out`` [B, H, M, Dv] and what else is given. All checks have been made by the caller.
-
     ``kept`` [n, B, H, M], ``saved`` [B, H, M] by the name of the statistic and ``value`` [B, H, M, Dv] are float32.
     """
     batch, heads, queries, head_dim = q.shape
@@ -217,7 +225,9 @@ def run_forward(
     if tiling.persistent:
         grid = (min(tiling.persistent, *grid),)
     with on_device(q, workspace=tiling.descriptors):
-        module.forward[grid](
+        run(
+            "forward",
+            module.forward[grid],
             **arguments,
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,

@@ -117,7 +117,7 @@ class ForwardPrinter(LoopPrinter):
             score=score,
             mask_lets=mask_lets,
             mask=mask,
-            masks_score=_vanishes(kernel_pass),
+            masks_score=vanishes(kernel_pass),
             sweeps=sweeps,
             passed=reads(
                 [
@@ -200,7 +200,7 @@ class ForwardPrinter(LoopPrinter):
         )
 
 
-def _vanishes(kernel_pass: KernelPass) -> bool:
+def vanishes(kernel_pass: KernelPass) -> bool:
     """Whether nothing is left of a pair whose score is minus infinity."""
     terms = [(u.body, u.op) for s in kernel_pass.sweeps for u in s.stats]
     weights = [w.body for w in kernel_pass.weights]

@@ -47,7 +47,6 @@ _ADD_TO_MEMORY = 12.0  # atomic addition of one number as a 64-bit integer
 _LOADED, _SCATTERED, _DIVIDED = 4, 10, 8
 # Formulas of so many operations a pair, and masks of so many comparisons, take none beside their operands; more do.
 _OPERATIONS, _OPERATION, _COMPARISONS, _COMPARISON = 16, 0.25, 3, 1
-_ALLOWED = 2  # of a mask that is needed after the scores, by a forward kernel
 _SCATTERED_FEATURE = 3
 _FEW_DOWN = 4
 _DIVISIONS = frozenset({"mod", "floordiv", "bit_length"})
@@ -147,8 +146,7 @@ def forward_extra(kernel: Kernel) -> Extra:
         across = max(across, _vectors(p.keys, roots, "k"))
         # A softmax's weights are both summed and multiplied by values.
         tiles = max(tiles, _shared(p.score, bodies) - 1)
-        kept = _ALLOWED if p.mask is not None and not vanishes(p) else 0
-        pairs = max(pairs, _pair_registers(p, roots) + kept)
+        pairs = max(pairs, _pair_registers(p, roots) + _kept_mask(p))
         down = max(down, _down(roots, "q"))
     finish = kernel.finish
     features = _features([*(r.body for r in finish.reductions), finish.output])
@@ -216,6 +214,14 @@ def _pair_registers(p: KernelPass | BackwardPass, roots: list[Expr]) -> float:
     found: float = _LOADED * loads + _DIVIDED * divided
     found += _OPERATION * max(len(calls) - _OPERATIONS, 0)
     return found + _COMPARISON * max(compared - _COMPARISONS, 0)
+
+
+def _kept_mask(p: KernelPass) -> float:
+    """Registers for a mask that is applied to terms and weights one by one, because the score alone does not do."""
+    if p.mask is None or vanishes(p):
+        return 0.0
+    terms = len(p.weights) + sum(len(s.stats) for s in p.sweeps)
+    return 0.3 * terms if terms <= 2 else 2.0
 
 
 def _down(roots: list[Expr], axis: str, sums: int = 0) -> int:

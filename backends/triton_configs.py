@@ -22,7 +22,7 @@ _KIB = 1024
 # multiplies and for the forward kernel, that of rows and that of columns. Whatever else a kernel needs is left out:
 # the numbers were read off generated kernels (tests/test_backends/test_generated_resources.py compiles them).
 _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
-    "wgmma": (170, 167, 183),
+    "wgmma": (170, 167, 185),
     "tcgen05": (145, 143, 155),
     "mma": (130, 122, 150),
     "mfma": (350, 350, 350),
@@ -75,10 +75,13 @@ def configs(
         room = _TILE_REGISTERS[family][_KINDS.index(kind)] - (_POINTER_REGISTERS if pointers else 0)
         tiles = _tile_registers(kind, config, target, (head_dim, value_dim), extra, family)
         features = _feature_registers(config, target, value_dim, extra, family)
-        enough = shared <= target.shared_per_block
-        if kind != "columns":
-            enough &= features <= _features_room(target)
-        return enough and (family == "fma" or tiles <= room)
+        beyond = max(features - _features_room(target), 0)
+        if kind == "forward":
+            # What is left of a walk is the sums.
+            tiles += beyond / 4
+        elif kind == "rows" and beyond > 0:
+            return False
+        return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
 
     last = found[-1]
     if shared_estimate(kind, last, target, dtype, head_dim, value_dim) > target.shared_per_block:
@@ -185,8 +188,10 @@ def _tile_registers(
     threads = config.num_warps * target.warp_size
     match family:
         case "wgmma":
-            # A warp group has 64 rows of the tile; a second one shares them.
-            share, threads = 1 / 4, min(threads, 4 * owned)
+            # A warp has 16 rows of the tile; those that are too many repeat what others do, but a second warp group
+            # that has nothing to load, of heads that are not wide, shares the rows of the first.
+            shares = owned >= 64 and max(d, v) <= 128 and config.descriptors
+            share, threads = 1 / 4, min(threads, (4 if shares else 2) * owned)
         case "tcgen05":
             share = 1 / 4 if owned <= 64 else 128 / threads
         case "mma" if kind == "columns":

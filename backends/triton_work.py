@@ -79,8 +79,8 @@ class Extra:
     two and a half: it is compared in halves. ``tiles`` are the values of pairs that are used
     more than once: a soft cap's tanh, which its derivative reads again, a product that is a tensor's gradient as well.
     ``pairs`` are registers that each pair takes beside them, for what is loaded from a tensor or added to one and for
-    long formulas; ``down`` the vectors along the first side of a tile beyond a few; ``features`` tiles of a block's
-    rows by the value features, ahead of the walks of a backward or after those of a forward.
+    long formulas; ``down`` the vectors along the first side of a tile, of rows those beyond a few; ``features`` are
+    tiles of a block's rows by the value features, ahead of the walks of a backward or after those of a forward.
     """
 
     accumulators: int = 1
@@ -146,8 +146,8 @@ def forward_extra(kernel: Kernel) -> Extra:
         across = max(across, _vectors(p.keys, roots, "k"))
         # A softmax's weights are both summed and multiplied by values.
         tiles = max(tiles, _shared(p.score, bodies) - 1)
-        pairs = max(pairs, _pair_registers(p, roots) + _kept_mask(p))
-        down = max(down, _down(roots, "q"))
+        pairs = max(pairs, _pair_registers(p, roots) + _kept_mask(p, len(kernel.passes)))
+        down = max(down, len(_down(roots, "q")) - _FEW_DOWN)
     finish = kernel.finish
     features = _features([*(r.body for r in finish.reductions), finish.output])
     return Extra(max(accumulators, 1), across, tiles, pairs, down, accumulators + features)
@@ -162,7 +162,7 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
         across = _vectors(last.rows, roots, "q")
         # A softmax's weights give dv, and are a factor of those of dk.
         tiles = max(_shared(last.score, bodies) - 1, 0)
-        return Extra(1, across, tiles, _pair_registers(last, roots), _down(roots, "k"))
+        return Extra(1, across, tiles, _pair_registers(last, roots), len(_down(roots, "k")))
     across, tiles, pairs, down = 0.0, 0, 0.0, 0
     for p in backward.passes:
         bodies = [*(u.body for u in p.sums), *(s.value for s in p.pair_grads)]
@@ -173,7 +173,7 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
             tiles, _shared(p.score, bodies) + (len(p.sums) if p.dot_grad is not None else 0)
         )
         pairs = max(pairs, _pair_registers(p, roots) + _SCATTERED * len(p.pair_grads))
-        down = max(down, _down(roots, "q", len(p.sums)))
+        down = max(down, len(_down(roots, "q")) + len(p.sums) - _FEW_DOWN)
     start = backward.start
     features = _features([*(r.body for r in start.reductions), start.value_grad])
     features += sum(_SCATTERED_FEATURE if "q" in axes_of(s.offset) else 1.5 for s in start.elements)
@@ -216,22 +216,24 @@ def _pair_registers(p: KernelPass | BackwardPass, roots: list[Expr]) -> float:
     return found + _COMPARISON * max(compared - _COMPARISONS, 0)
 
 
-def _kept_mask(p: KernelPass) -> float:
+def _kept_mask(p: KernelPass, passes: int) -> float:
     """Registers for a mask that is applied to terms and weights one by one, because the score alone does not do."""
     if p.mask is None or vanishes(p):
         return 0.0
     terms = len(p.weights) + sum(len(s.stats) for s in p.sweeps)
-    return 0.3 * terms if terms <= 2 else 2.0
+    if terms > 2:
+        return 2.0
+    return 0.3 * terms if passes == 1 else 1.0
 
 
-def _down(roots: list[Expr], axis: str, sums: int = 0) -> int:
-    """How many vectors there are along the side of a tile that stays, beyond a few; ``sums`` are among them."""
+def _down(roots: list[Expr], axis: str) -> set[Expr]:
+    """The vectors along the side of a tile that stays."""
     other = "k" if axis == "q" else "q"
-    found = sum(
-        isinstance(n, Local | Stat) and axis in axes_of(n) and other not in axes_of(n)
+    return {
+        n
         for n in set(walk(*roots))
-    )
-    return max(found + sums - _FEW_DOWN, 0)
+        if isinstance(n, Local | Stat) and axis in axes_of(n) and other not in axes_of(n)
+    }
 
 
 def _features(roots: list[Expr]) -> float:

@@ -24,7 +24,7 @@ _KIB = 1024
 _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
     "wgmma": (170, 167, 185),
     "tcgen05": (145, 143, 155),
-    "mma": (130, 122, 150),
+    "mma": (130, 122, 144),
     "mfma": (350, 350, 350),
     "mfma_float32": (350, 350, 350),
     "fma": (255, 255, 255),

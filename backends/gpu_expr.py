@@ -61,7 +61,7 @@ class ExprPrinter:
     ``order`` names the two axes of a tile, down first. ``bounds`` are the largest absolute values of integers by the
     name of their tensor, parameter or local; ``counts`` gives for locals that are never negative an expression of which
     that is known. ``nonpositive`` are the exponentials that are at most 1: they take the instruction as it is, to which
-    results below 2**-126 are 0.
+    results below 2**-126 are 0. ``near`` names locals of 64 bits as the nearest number of 32.
     """
 
     float_functions: ClassVar[Mapping[str, str]]
@@ -76,9 +76,11 @@ class ExprPrinter:
         order: tuple[str, str] = ("q", "k"),
         counts: Mapping[Expr, Expr] | None = None,
         nonpositive: frozenset[Expr] = frozenset(),
+        near: Mapping[Expr, str] | None = None,
     ) -> None:
         self.leaf, self.bounds, self.order, self.counts = leaf, bounds, order, dict(counts or {})
         self.nonpositive = nonpositive
+        self.near = near or {}
         self.names: dict[Expr, Text] = {}
 
     def define(self, roots: Iterable[Expr], prefix: str, later: Iterable[Expr] = ()) -> list[Named]:
@@ -158,6 +160,11 @@ class ExprPrinter:
             return self._integer(expr, op, texts)
         codes, axes = self._together(texts)
         match op:
+            case "where" if both := self._of_two(args, texts):
+                # Triton's compiler fails where one choice between numbers by both is wanted in two layouts.
+                first, second = both
+                code = self.chosen(first, self.chosen(second, codes[1], codes[2]), codes[2])
+                return Text(code, texts[1].lane, axes)
             case "where":
                 return Text(self.chosen(*codes), texts[1].lane, axes)
             case "not":
@@ -172,6 +179,18 @@ class ExprPrinter:
                 return Text(f"{self.fast_exp2}({codes[0]})", "f", axes)
             case _:
                 return Text(f"{self.float_functions[op]}({', '.join(codes)})", "f", axes)
+
+    def _of_two(self, args: tuple[Expr, ...], texts: list[Text]) -> tuple[str, str] | None:
+        """The two conditions of a vector, where both of them decide between two numbers."""
+        condition, *_ = args
+        if len(texts[0].axes) != 1 or texts[1].axes or texts[2].axes or condition in self.names:
+            return None
+        match condition:
+            case Call("and", (first, second)):
+                one, two = self(first), self(second)
+                return (one.code, two.code) if one.axes == two.axes else None
+            case _:
+                return None
 
     # -- integers ----------------------------------------------------------------------------------------------
 
@@ -211,7 +230,8 @@ class ExprPrinter:
                 simple = isinstance(args[other], (Local, Param))
                 if texts[other].lane == "w" and inside and simple:
                     found = list(texts)
-                    code = f"saturate({texts[other].code})"
+                    code = texts[other].code
+                    code = self.near.get(args[other], f"saturate({code})")
                     found[other] = Text(code, "i", texts[other].axes)
                     return found
             return [self._wide(t) for t in texts]

@@ -179,8 +179,11 @@ class TilelangLoops(LoopPrinter):
             case _:
                 return super()._leaf(printer, expr)
 
-    def define(self, lets: Iterable[Let]) -> list[Named]:
-        """Definitions of locals; those of rows are stored, those of keys are names in the loop that reads them."""
+    def define(self, lets: Iterable[Let], *, near: bool = False) -> list[Named]:
+        """Definitions of locals; those of rows are stored, those of keys are names in the loop that reads them.
+
+        No local is ``near`` another: what is scalar is narrowed once a block by the compiler.
+        """
         found: list[Named] = []
         printer = self.printer()
         first = self.order[0]

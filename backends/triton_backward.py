@@ -35,6 +35,7 @@ from attncompiler.backends.triton_loops import (
     ScanText,
     needed,
     reads,
+    settled,
 )
 from attncompiler.ir.backward import Backward, BackwardPass, Scatter
 from attncompiler.ir.expr import (
@@ -200,8 +201,8 @@ class BackwardPrinter(LoopPrinter):
         stats = []
         for name, formula in walk_.stats:
             stats.append(Named(f"s_{identifier(name)}", self.row(formula)))
-        rows = self.define(walk_.rows)
-        keys = self.define(walk_.keys)
+        rows = self.define(walk_.rows, near=True)
+        keys = self.define(walk_.keys, near=True)
         where = {PAIR: "counted"}
         bodies = [u.body for u in walk_.sums]
         bodies += [e for s in walk_.pair_grads for e in (s.offset, s.value)]
@@ -221,6 +222,7 @@ class BackwardPrinter(LoopPrinter):
         dot_grad = None if walk_.dot_grad is None else self.spread(printer(walk_.dot_grad), PAIR)
         codes = [*text.codes, *(n.code for n in keys), dot_grad or ""]
         codes += [s.body for s in sums] + [c for s in scatters for c in (s.offset, s.value)]
+        rows, keys = settled(rows, keys, codes)
         state = [(s.name, s.identity) for s in sums]
         state += [("dq", "")] if dot_grad else []
         names = {n.name for n in walk_.sums} | {n for n, _ in walk_.stats}
@@ -257,8 +259,8 @@ class BackwardPrinter(LoopPrinter):
     def column_text(self, uniform: list[Named]) -> WalkText:
         """The walk of a block of keys over the queries."""
         walk_ = self.backward.passes[-1]
-        rows = self.define(walk_.rows)
-        keys = self.define(walk_.keys)
+        rows = self.define(walk_.rows, near=True)
+        keys = self.define(walk_.keys, near=True)
         assert walk_.weight is not None
         assert walk_.dot_grad is not None
         bodies = [s.value for s in walk_.key_grads]

@@ -22,9 +22,9 @@ _KIB = 1024
 # multiplies and for the forward kernel, that of rows and that of columns. Whatever else a kernel needs is left out:
 # the numbers were read off generated kernels (tests/test_backends/test_generated_resources.py compiles them).
 _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
-    "wgmma": (175, 175, 186),
+    "wgmma": (170, 167, 185),
     "tcgen05": (145, 143, 155),
-    "mma": (130, 122, 150),
+    "mma": (130, 122, 144),
     "mfma": (350, 350, 350),
     "mfma_float32": (350, 350, 350),
     "fma": (255, 255, 255),
@@ -40,15 +40,21 @@ _USED: dict[Family, tuple[float, float, float]] = {
 }
 # What a value of pairs that is kept takes, in tiles.
 _HELD: dict[Family, tuple[float, float, float]] = {
-    "wgmma": (0.5, 0.5, 1.5),
+    "wgmma": (0.75, 0.5, 1.5),
     "tcgen05": (0.5, 0.5, 0.5),
     "mma": (2.5, 1.5, 0.5),
     "mfma": (0.5, 0.5, 20.0),
     "mfma_float32": (0.5, 0.5, 20.0),
     "fma": (0.0, 0.0, 0.0),
 }
+# Values that a thread has of a vector down a tile, by who multiplies.
+_DOWN: dict[Family, float] = {
+    "wgmma": 2, "tcgen05": 1, "mma": 2, "mfma": 1, "mfma_float32": 1, "fma": 2,
+}  # fmt: skip
+# Registers for tiles of rows by value features, while no walk is under way.
+_FEATURE_REGISTERS = 256
 # Loads by pointer take more than descriptors.
-_POINTER_REGISTERS = 30
+_POINTER_REGISTERS = 35
 # 8-bit floats are loaded one by one, and the queries of a warp group stay in registers as float16.
 _EIGHT_BIT_REGISTERS = 45
 PLAIN = Extra()
@@ -75,6 +81,13 @@ def configs(
             queries = config.block_m * padded_dim(head_dim) / (64 * config.num_warps)
             tiles += _EIGHT_BIT_REGISTERS if pointers else 0
             tiles += queries if family == "wgmma" else 0
+        features = _feature_registers(config, target, value_dim, extra, family)
+        beyond = max(features - _features_room(target), 0)
+        if kind == "forward":
+            # What is left of a walk is the sums.
+            tiles += beyond / 4
+        elif kind == "rows" and beyond > 0:
+            return False
         return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
 
     last = found[-1]
@@ -203,8 +216,10 @@ def _tile_registers(
     threads = config.num_warps * target.warp_size
     match family:
         case "wgmma":
-            # A warp has 16 rows of the tile; those that are too many repeat what others do.
-            share, threads = 1 / 4, min(threads, 2 * owned)
+            # A warp has 16 rows of the tile; those that are too many repeat what others do, but a second warp group
+            # that has nothing to load, of heads that are not wide, shares the rows of the first.
+            shares = owned >= 64 and max(d, v) <= 128 and config.descriptors
+            share, threads = 1 / 4, min(threads, (4 if shares else 2) * owned)
         case "tcgen05":
             share = 1 / 4 if owned <= 64 else 128 / threads
         case "mma" if kind == "columns":
@@ -217,10 +232,23 @@ def _tile_registers(
     used = _USED[family][_KINDS.index(kind)]
     taken = used * extra.across * walked * share
     taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
-    taken += _HELD[family][_KINDS.index(kind)] * extra.tiles * tile
+    taken += (_HELD[family][_KINDS.index(kind)] * extra.tiles + extra.pairs) * tile
+    taken += _DOWN[family] * extra.down
     if kind == "forward":
         return m * extra.accumulators * v / threads + 1.5 * tile + taken
     return (m * d if kind == "rows" else n * (d + v)) / threads + 2 * tile + taken
+
+
+def _feature_registers(
+    config: Config, target: Target, value_dim: int, extra: Extra, family: Family
+) -> float:
+    """Registers a thread spends on the value features of its rows ahead of the walks or after them."""
+    tile = config.block_m * padded_dim(value_dim) / (config.num_warps * target.warp_size)
+    return extra.features * tile + _DOWN[family] * extra.down
+
+
+def _features_room(target: Target) -> int:
+    return _FEATURE_REGISTERS if target.is_nvidia else 2 * _FEATURE_REGISTERS
 
 
 def _family(target: Target, dtype: str) -> Family:

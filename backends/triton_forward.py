@@ -24,6 +24,7 @@ from attncompiler.backends.triton_loops import (
     ScanText,
     bounded,
     reads,
+    settled,
 )
 from attncompiler.ir.expr import Dot, Expr, Param, Score, Stat, walk
 from attncompiler.ir.kernel import Kernel, KernelPass, Sweep
@@ -76,9 +77,8 @@ class ForwardPrinter(LoopPrinter):
 
     def pass_text(self, number: int, kernel_pass: KernelPass, outer: list[str]) -> PassText:
         """One pass; ``outer`` are the names that were defined before, to which it adds its own."""
-        rows = self.define(kernel_pass.rows)
-        known = [*outer, *(n.name for n in rows)]
-        keys = self.define(kernel_pass.keys)
+        rows = self.define(kernel_pass.rows, near=True)
+        keys = self.define(kernel_pass.keys, near=True)
         self._plain = kernel_pass.score is Dot()
         self.nonpositive = kernel_pass.nonpositive
         bodies: list[Expr] = [x.body for s in kernel_pass.sweeps for x in s.parts]
@@ -99,6 +99,7 @@ class ForwardPrinter(LoopPrinter):
         texts += [n.code for s in sweeps for n in (*s.lanes, *s.elements, *s.factors)]
         texts += [s.body for sweep in sweeps for s in sweep.stats]
         texts += [w.body for sweep in sweeps for w in sweep.weights]
+        rows, keys = settled(rows, keys, texts)
         state = [
             (f"s_{identifier(u.name)}", IDENTITIES[u.op])
             for s in kernel_pass.sweeps
@@ -116,13 +117,14 @@ class ForwardPrinter(LoopPrinter):
             score=score,
             mask_lets=mask_lets,
             mask=mask,
-            masks_score=_vanishes(kernel_pass),
+            masks_score=vanishes(kernel_pass),
             sweeps=sweeps,
             passed=reads(
                 [
                     *BLOCK_NAMES,
                     *self.arguments(self.kernel.params, self.kernel.tensors),
-                    *known,
+                    *outer,
+                    *(n.name for n in rows),
                     *before,
                 ],
                 texts,
@@ -198,7 +200,7 @@ class ForwardPrinter(LoopPrinter):
         )
 
 
-def _vanishes(kernel_pass: KernelPass) -> bool:
+def vanishes(kernel_pass: KernelPass) -> bool:
     """Whether nothing is left of a pair whose score is minus infinity."""
     terms = [(u.body, u.op) for s in kernel_pass.sweeps for u in s.stats]
     weights = [w.body for w in kernel_pass.weights]

@@ -42,6 +42,7 @@ _SIZES = {"D": "HEAD_DIM", "Dv": "VALUE_DIM"}
 _CORNERS = frozenset({"q_lo", "q_hi", "k_lo", "k_hi", "h_lo", "h_hi"})
 
 
+_NEAR = "_near"
 _ONE_QUERY: dict[Expr, Expr] = {end: Index("q") for end in CORNERS["q"]}
 
 
@@ -112,6 +113,7 @@ class LoopPrinter:
             self.bounds |= {extent(t.name, axis): INT32_MAX for axis in range(len(t.axes))}
         self.locals: dict[Expr, Text] = {}
         self.counts: dict[Expr, Expr] = {}
+        self.near: dict[Expr, str] = {}
         # Of the pass that is being printed.
         self.nonpositive: frozenset[Expr] = frozenset()
 
@@ -122,16 +124,25 @@ class LoopPrinter:
         def leaf(expr: Expr) -> Text:
             return self._leaf(made, expr)
 
-        made = self.printer_type(leaf, self.bounds, self.order, self.counts, self.nonpositive)
+        made = self.printer_type(
+            leaf, self.bounds, self.order, self.counts, self.nonpositive, self.near
+        )
         return made
 
-    def define(self, lets: Iterable[Let]) -> list[Named]:
-        """Definitions of locals; what they are is known to everything printed later."""
+    def define(self, lets: Iterable[Let], *, near: bool = False) -> list[Named]:
+        """Definitions of locals; what they are is known to everything printed later.
+
+        ``near``: those of 64 bits get a second name for the nearest number of 32, so that a loop that compares with
+        them need not find it; ``settled`` drops those that are not read.
+        """
         found, printer = [], self.printer()
         for let in lets:
             text = printer(let.expr)
             found.append(Named(let.local.name, text.code))
             self.locals[let.local] = Text(let.local.name, text.lane, text.axes)
+            if near and text.lane == "w":
+                self.near[let.local] = f"{let.local.name}{_NEAR}"
+                found.append(self._near(let.local))
             if kind_of(let.local) == "int":
                 self.bounds[let.local.name] = bound(let.expr, self.bounds)
                 if nonnegative(substitute(let.expr, self.counts)):
@@ -140,7 +151,15 @@ class LoopPrinter:
 
     def again(self, lets: Iterable[Let]) -> list[Named]:
         """Definitions that were made before, for another function."""
-        return [Named(x.local.name, self.printer()(x.expr).code) for x in lets]
+        found = []
+        for x in lets:
+            found.append(Named(x.local.name, self.printer()(x.expr).code))
+            if x.local in self.near:
+                found.append(self._near(x.local))
+        return found
+
+    def _near(self, local: Local) -> Named:
+        return Named(self.near[local], f"saturate({local.name})")
 
     def scalar(self, expr: Expr) -> str:
         """An expression of the outer loops."""
@@ -285,6 +304,19 @@ def needed(lets: list[Named], codes: Iterable[str]) -> list[Named]:
     return found[::-1]
 
 
+def settled(
+    rows: list[Named], keys: list[Named], codes: Iterable[str]
+) -> tuple[list[Named], list[Named]]:
+    """Definitions of rows and keys, of second names only those that texts or other definitions read."""
+    lets = (*rows, *keys)
+    read = set(reads([n.name for n in lets], [*codes, *(n.code for n in lets)]))
+
+    def kept(found: list[Named]) -> list[Named]:
+        return [n for n in found if n.name in read or not n.name.endswith(_NEAR)]
+
+    return kept(rows), kept(keys)
+
+
 def reads(names: Iterable[str], codes: Iterable[str]) -> list[str]:
     """The names that texts mention, in order."""
     import re
@@ -303,5 +335,6 @@ __all__ = [
     "TensorArgument",
     "bounded",
     "reads",
+    "settled",
     "walk",
 ]

@@ -11,15 +11,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from attncompiler.backends.triton_forward import vanishes
 from attncompiler.ir.backward import Backward, BackwardPass
 from attncompiler.ir.expr import (
     Call,
+    Const,
     Dot,
     Expr,
     Load,
     Local,
+    OutGrad,
     Score,
     Stat,
+    Value,
     WeightGrad,
     axes_of,
     children,
@@ -38,7 +42,17 @@ _COSTS: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 _LOAD = 3.0  # an address, a conversion, the load itself
 _ADD_TO_MEMORY = 12.0  # atomic addition of one number as a 64-bit integer
-_LOADED = 4  # tiles that a load of each pair takes
+# Registers that an element of a tile takes, addresses of 64 bits counted in: a value that is loaded, one that is added
+# to memory, a division of integers.
+_LOADED, _SCATTERED, _DIVIDED = 4, 10, 8
+# Formulas of so many operations a pair, and masks of so many comparisons, take none beside their operands; more do.
+_OPERATIONS, _OPERATION, _COMPARISONS, _COMPARISON = 16, 0.25, 3, 1
+_SCATTERED_FEATURE = 3
+_FEW_DOWN = 4
+_DIVISIONS = frozenset({"mod", "floordiv", "bit_length"})
+_ORDERS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+# A vector of positions is computed again where that costs nothing; what is divided or taken from other tensors stays.
+_POSITION = 1 / 3
 _CONVERSION = 0.5  # two numbers at a time to 16 bits
 
 
@@ -64,11 +78,17 @@ class Extra:
     from memory: values of keys, in the kernel of the columns values of rows. A vector of 64-bit integers counts as
     two and a half: it is compared in halves. ``tiles`` are the values of pairs that are used
     more than once: a soft cap's tanh, which its derivative reads again, a product that is a tensor's gradient as well.
+    ``pairs`` are registers that each pair takes beside them, for what is loaded from a tensor or added to one and for
+    long formulas; ``down`` the vectors along the first side of a tile, of rows those beyond a few; ``features`` are
+    tiles of a block's rows by the value features, ahead of the walks of a backward or after those of a forward.
     """
 
     accumulators: int = 1
     across: float = 0
     tiles: int = 0
+    pairs: float = 0
+    down: int = 0
+    features: float = 3
 
 
 SOFTMAX: dict[Literal["forward", "rows", "columns"], PairWork] = {
@@ -119,13 +139,18 @@ def backward_work(backward: Backward, kind: Literal["rows", "columns"]) -> PairW
 def forward_extra(kernel: Kernel) -> Extra:
     """What a forward kernel keeps."""
     accumulators = sum(len(p.weights) for p in kernel.passes)
-    across, tiles = 0.0, 0
+    across, tiles, pairs, down = 0.0, 0, 0.0, 0
     for p in kernel.passes:
         bodies = [x.body for s in p.sweeps for x in s.parts]
-        across = max(across, _vectors(p.keys, [*_pair_roots(p), *bodies], "k"))
+        roots = [*_pair_roots(p), *bodies]
+        across = max(across, _vectors(p.keys, roots, "k"))
         # A softmax's weights are both summed and multiplied by values.
         tiles = max(tiles, _shared(p.score, bodies) - 1)
-    return Extra(max(accumulators, 1), across, tiles)
+        pairs = max(pairs, _pair_registers(p, roots) + _kept_mask(p, len(kernel.passes)))
+        down = max(down, len(_down(roots, "q")) - _FEW_DOWN)
+    finish = kernel.finish
+    features = _features([*(r.body for r in finish.reductions), finish.output])
+    return Extra(max(accumulators, 1), across, tiles, pairs, down, accumulators + features)
 
 
 def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extra:
@@ -133,16 +158,26 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
     last = backward.passes[-1]
     if kind == "columns":
         bodies = _column_bodies(last)
-        across = _vectors(last.rows, [*bodies, *_pair_roots(last)], "q")
+        roots = [*bodies, *_pair_roots(last)]
+        across = _vectors(last.rows, roots, "q")
         # A softmax's weights give dv, and are a factor of those of dk.
-        return Extra(1, across, max(_shared(last.score, bodies) - 1, 0))
-    across, tiles = 0.0, 0
+        tiles = max(_shared(last.score, bodies) - 1, 0)
+        return Extra(1, across, tiles, _pair_registers(last, roots), len(_down(roots, "k")))
+    across, tiles, pairs, down = 0.0, 0, 0.0, 0
     for p in backward.passes:
         bodies = [*(u.body for u in p.sums), *(s.value for s in p.pair_grads)]
         bodies += [p.dot_grad] if p.dot_grad is not None else []
-        across = max(across, _vectors(p.keys, [*_pair_roots(p), *bodies], "k"))
-        tiles = max(tiles, _shared(p.score, bodies))
-    return Extra(1, across, tiles)
+        roots = [*_pair_roots(p), *bodies, *(s.offset for s in p.pair_grads)]
+        across = max(across, _vectors(p.keys, roots, "k"))
+        tiles = max(
+            tiles, _shared(p.score, bodies) + (len(p.sums) if p.dot_grad is not None else 0)
+        )
+        pairs = max(pairs, _pair_registers(p, roots) + _SCATTERED * len(p.pair_grads))
+        down = max(down, len(_down(roots, "q")) + len(p.sums) - _FEW_DOWN)
+    start = backward.start
+    features = _features([*(r.body for r in start.reductions), start.value_grad])
+    features += sum(_SCATTERED_FEATURE if "q" in axes_of(s.offset) else 1.5 for s in start.elements)
+    return Extra(1, across, tiles, pairs, down, features)
 
 
 def _shared(score: Expr, bodies: list[Expr]) -> int:
@@ -150,9 +185,7 @@ def _shared(score: Expr, bodies: list[Expr]) -> int:
     roots = [*bodies, *([score] if score is not Dot() and Score() in set(walk(*bodies)) else [])]
     users = Counter(c for n in walk(*roots) for c in set(children(n)))
     users.update(bodies)
-    shared = sum(isinstance(n, Call) and _is_pair(n) and users[n] > 1 for n in users)
-    # A value of a tensor for each pair is loaded from an address of its own, computed in 64 bits, ahead of its use.
-    return shared + _LOADED * sum(isinstance(n, Load) and _is_pair(n) for n in walk(*roots))
+    return sum(isinstance(n, Call) and _is_pair(n) and users[n] > 1 for n in users)
 
 
 def _pair_roots(p: KernelPass | BackwardPass) -> list[Expr]:
@@ -163,6 +196,58 @@ def _column_bodies(last: BackwardPass) -> list[Expr]:
     assert last.weight is not None
     assert last.dot_grad is not None
     return [last.weight, last.dot_grad, *(s.value for s in last.key_grads)]
+
+
+def _pair_registers(p: KernelPass | BackwardPass, roots: list[Expr]) -> float:
+    """Registers that a pair takes for loads, for divisions by what is no constant and for long formulas."""
+    calls = [n for n in set(walk(*roots)) if isinstance(n, Call) and _is_pair(n)]
+    loads = sum(isinstance(n, Load) and _is_pair(n) for n in set(walk(*roots)))
+    divided = sum(
+        n.op in _DIVISIONS and kind_of(n) == "int" and not isinstance(n.args[-1], Const)
+        for n in calls
+    )
+    compared = 0
+    if p.mask is not None:
+        compared = sum(
+            isinstance(n, Call) and n.op in _ORDERS and _is_pair(n) for n in set(walk(p.mask))
+        )
+    found: float = _LOADED * loads + _DIVIDED * divided
+    found += _OPERATION * max(len(calls) - _OPERATIONS, 0)
+    return found + _COMPARISON * max(compared - _COMPARISONS, 0)
+
+
+def _kept_mask(p: KernelPass, passes: int) -> float:
+    """Registers for a mask that is applied to terms and weights one by one, because the score alone does not do."""
+    if p.mask is None or vanishes(p):
+        return 0.0
+    terms = len(p.weights) + sum(len(s.stats) for s in p.sweeps)
+    if terms > 2:
+        return 2.0
+    return 0.3 * terms if passes == 1 else 1.0
+
+
+def _down(roots: list[Expr], axis: str) -> set[Expr]:
+    """The vectors along the side of a tile that stays."""
+    other = "k" if axis == "q" else "q"
+    return {
+        n
+        for n in set(walk(*roots))
+        if isinstance(n, Local | Stat) and axis in axes_of(n) and other not in axes_of(n)
+    }
+
+
+def _features(roots: list[Expr]) -> float:
+    """Tiles of rows by value features that formulas hold at a time: a load takes two, one of a feature alone a half."""
+    found = 1.0
+    for n in set(walk(*roots)):
+        match n:
+            case Value() | OutGrad():
+                found += 1
+            case Load() if "d" in axes_of(n):
+                found += 2 if "q" in axes_of(n) else 0.5
+            case _:
+                pass
+    return found
 
 
 def _elements(score: Expr, bodies: list[Expr], nonpositive: frozenset[Expr]) -> PairWork:
@@ -212,22 +297,27 @@ def _is_pair(node: Expr) -> bool:
 
 
 def _vectors(lets: Iterable[Let], roots: Iterable[Expr], axis: str) -> float:
-    """How many vectors along an axis the roots read that are no mere positions."""
+    """How many vectors along an axis the roots read; mere positions are none, those computed from them count less."""
     defined = {let.local: let.expr for let in lets}
 
-    def stored(expr: Expr) -> bool:
-        return any(
-            isinstance(n, Load | Stat)
-            or (isinstance(n, Local) and n in defined and stored(defined[n]))
-            for n in walk(expr)
-        )
+    def weight(expr: Expr) -> float:
+        """1 for what comes from memory, less for what is computed from positions alone."""
+        found = 0.0
+        for n in walk(expr):
+            match n:
+                case Load() | Stat():
+                    return 1
+                case Local() if n in defined:
+                    found = max(found, weight(defined[n]))
+                case Call("floordiv" | "mod" | "min" | "max"):
+                    found = _POSITION
+                case _:
+                    pass
+        return found
 
     other = "k" if axis == "q" else "q"
     return sum(
-        2.5 if kind_of(n) == "int" else 1
+        weight(n) * (2.5 if kind_of(n) == "int" and weight(n) == 1 else 1)
         for n in set(walk(*roots))
-        if isinstance(n, Local | Stat | Load)
-        and axis in axes_of(n)
-        and other not in axes_of(n)
-        and stored(n)
+        if isinstance(n, Local | Stat | Load) and axis in axes_of(n) and other not in axes_of(n)
     )

@@ -1,15 +1,15 @@
 """Chooses how the Triton kernels of a call are cut, from the device, the element type, the sizes and what kernels keep.
 
-Nothing is timed and nothing is compiled here. What a device refuses is passed over for the next choice.
+Nothing is timed and nothing is compiled here. What a device refuses is passed over for the next choice, and so is what
+lacks registers and keeps numbers in memory instead, as long as there is one that does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -153,66 +153,103 @@ class RefusedError(Exception):
         self.kind = kind
 
 
-@contextmanager
-def refusals(kind: Kind) -> Iterator[None]:
-    """Turns Triton's OutOfResources inside into a RefusedError that names the kernel: nothing was launched."""
-    from triton.runtime.errors import OutOfResources
+def spilled_bytes(kernel: object) -> int:
+    """What a thread of a kernel that was launched keeps in memory for want of registers; 0 of an interpreted one."""
+    # Triton counts registers of four bytes, once the kernel is on the device.
+    return 4 * int(getattr(kernel, "n_spills", None) or 0)
 
-    try:
-        yield
-    except OutOfResources as error:
-        raise RefusedError(kind) from error
+
+@dataclass(slots=True)
+class Trial:
+    """One attempt at the launches of a call; ``spilled`` are the most bytes that a thread of each kernel spills."""
+
+    spilled: dict[Kind, int] = field(default_factory=dict)
+
+    def run(self, kind: Kind, kernel: Callable[..., Any], /, **arguments: Any) -> None:
+        """Launch a kernel of Triton; RefusedError where the device has too little for it: nothing was launched."""
+        from triton.runtime.errors import OutOfResources
+
+        try:
+            launched = kernel(**arguments)
+        except OutOfResources as error:
+            raise RefusedError(kind) from error
+        self.spilled[kind] = max(self.spilled.get(kind, 0), spilled_bytes(launched))
 
 
 @dataclass(slots=True)
 class Tilings:
-    """The choices for one kernel of calls of one shape, best first, without what the device has refused."""
+    """The choices for one kernel of calls of one shape, best first, and what has been found out about them."""
 
     options: Sequence[Tiling]
-    _first: int = field(default=0)
+    _at: int = field(default=0)
+    _refused: set[int] = field(default_factory=set)
+    _spilled: dict[int, int] = field(default_factory=dict)
 
     @property
     def current(self) -> Tiling:
-        """What to launch."""
-        return self.options[self._first]
+        """What to launch: the first of those that spill the fewest bytes, none of those not yet launched."""
+        return self.options[self._at]
 
     def refuse(self, tiling: Tiling) -> bool:
-        """Pass over a choice from now on; False where it was the last one. Threads may refuse the same one."""
-        at = self.options.index(tiling)
-        if at + 1 >= len(self.options):
+        """Pass over a choice that cannot run; False where no other can. Threads may refuse the same one."""
+        self._refused.add(self.options.index(tiling))
+        if len(self._refused) == len(self.options):
             return False
-        self._first = max(self._first, at + 1)
+        self._choose()
         return True
+
+    def keeps(self, tiling: Tiling, spilled: int) -> bool:
+        """Whether a choice that was launched and spills so many bytes a thread stays the one to launch."""
+        if not spilled:
+            return True
+        at = self.options.index(tiling)
+        if spilled > self._spilled.get(at, 0):
+            self._spilled[at] = spilled
+            self._choose()
+        return self._at == at
+
+    def _choose(self) -> None:
+        left = (i for i in range(len(self.options)) if i not in self._refused)
+        self._at = min(left, key=lambda i: (self._spilled.get(i, 0), i))
 
 
 def first_accepted(
-    choices: Sequence[tuple[Kind, Tilings]], launch: Callable[[Sequence[Tiling]], T]
+    choices: Sequence[tuple[Kind, Tilings]], launch: Callable[[Sequence[Tiling], Trial], T]
 ) -> T:
-    """``launch(tilings)`` with the first choices, one a kernel, of which the device refuses none.
+    """``launch(tilings, trial)`` with the first choices, one a kernel, that a device runs without spills.
 
-    What a launch does before it is refused must be undone, or be done to memory of its own. Raises Triton's
-    OutOfResources where a kernel has no choice left.
+    What a launch does before it is refused or passed over must be undone, or be done to memory of its own. Raises
+    Triton's OutOfResources where a kernel has no choice left.
     """
     while True:
         tried = [options.current for _, options in choices]
+        trial = Trial()
         try:
-            return launch(tried)
+            result = launch(tried, trial)
         except RefusedError as refused:
             for (kind, options), tiling in zip(choices, tried, strict=True):
                 if kind == refused.kind and not options.refuse(tiling):
                     raise (refused.__cause__ or refused) from None
+            continue
+        kept = [
+            options.keeps(tiling, trial.spilled.get(kind, 0))
+            for (kind, options), tiling in zip(choices, tried, strict=True)
+        ]
+        if all(kept):
+            return result
 
 
 __all__ = [
     "Choice",
     "RefusedError",
     "Tilings",
+    "Trial",
     "choice_of",
     "describable",
     "explain_device",
     "first_accepted",
     "for_pointers",
-    "refusals",
+    "spilled_bytes",
     "target_for",
     "tilings",
     "tilings_for",

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.tile_tables import readable
-from attncompiler.runtime.tilings import refusals
 from attncompiler.runtime.triton_launch import (
     NO_LISTS,
+    Run,
     TileLists,
     Tiling,
     captured_arguments,
@@ -110,6 +110,7 @@ class Buffer:
 
 
 def run_backward(
+    launch: Run,
     module: ModuleType,
     signature: BackwardSignature,
     tilings: tuple[Tiling, Tiling],
@@ -203,11 +204,9 @@ def run_backward(
 
     def run(phase: int, *, columns: bool) -> None:
         with on_device(q, workspace=any(t.descriptors for t in tilings)):
-            with refusals("rows"):
-                module.rows[row_grid](**by_rows, PHASE=phase)
+            launch("rows", module.rows[row_grid], **by_rows, PHASE=phase)
             if columns and keys and groups:
-                with refusals("columns"):
-                    module.columns[column_grid](**by_columns, PHASE=phase)
+                launch("columns", module.columns[column_grid], **by_columns, PHASE=phase)
 
     exponents: dict[str, Tensor] = {}
     if any(whole.values()):

@@ -29,10 +29,10 @@ from attncompiler.runtime.signature import Described, output_type
 from attncompiler.runtime.tile_tables import Sizes, readable
 from attncompiler.runtime.tilings import (
     Tilings,
+    Trial,
     choice_of,
     first_accepted,
     for_pointers,
-    refusals,
     tilings,
 )
 from attncompiler.runtime.triton_backward import run_backward
@@ -111,28 +111,28 @@ class TritonEngine:
             if kernels.saves_value(q.dtype):
                 value = out.new_empty(site.shape, dtype=torch.float32)
 
-        def launch(tried: Sequence[Tiling]) -> None:
+        def launch(tried: Sequence[Tiling], trial: Trial) -> None:
             tiling = for_pointers(tried[0], q, k, v)
-            with refusals("forward"):
-                run_forward(
-                    site.module,
-                    self.sources.signature,
-                    tiling,
-                    q,
-                    k,
-                    v,
-                    out,
-                    q_start=q_start,
-                    scale=scale * self._factor,
-                    params=numbers,
-                    tensors=captured,
-                    kept=kept,
-                    saved=rows,
-                    value=value,
-                    lists=self._lists(site, tiling, q, captured, q_start, numbers),
-                    allow_tf32=_allows_tf32(q),
-                    as_float16=site.as_float16,
-                )
+            run_forward(
+                trial.run,
+                site.module,
+                self.sources.signature,
+                tiling,
+                q,
+                k,
+                v,
+                out,
+                q_start=q_start,
+                scale=scale * self._factor,
+                params=numbers,
+                tensors=captured,
+                kept=kept,
+                saved=rows,
+                value=value,
+                lists=self._lists(site, tiling, q, captured, q_start, numbers),
+                allow_tf32=_allows_tf32(q),
+                as_float16=site.as_float16,
+            )
 
         first_accepted([("forward", site.tilings)], launch)
         return out, kept, saved, value
@@ -162,7 +162,7 @@ class TritonEngine:
         signature = self.sources.signature
         gradient = grad if grad.stride(3) == 1 or grad.shape[3] == 1 else grad.contiguous()
 
-        def launch(tried: Sequence[Tiling]) -> Gradients:
+        def launch(tried: Sequence[Tiling], trial: Trial) -> Gradients:
             by_rows, by_columns = tried
             rows, columns = (for_pointers(t, q, k, v, gradient) for t in (by_rows, by_columns))
             lists: tuple[TileLists | None, TileLists | None] = (None, None)
@@ -179,6 +179,7 @@ class TritonEngine:
 
                 lists = listed(rows, transposed=False), listed(columns, transposed=True)
             return run_backward(
+                trial.run,
                 module,
                 backward,
                 (rows, columns),

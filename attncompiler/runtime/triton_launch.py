@@ -6,14 +6,15 @@ Nothing here knows a variant: a kernel is described by a Signature, and its file
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from attncompiler.backends.tile_config import Kind
 from attncompiler.runtime.errors import LimitError
 
 # A tensor whose last element is further away than this is addressed by 64-bit offsets.
@@ -36,6 +37,13 @@ class Tiling:
     descriptors: bool = False
     persistent: int = 0
     apart: bool = False
+
+
+class Run(Protocol):
+    """Launches a kernel of Triton, already bound to its grid, and notes what came of it: ``Trial.run``."""
+
+    def __call__(self, kind: Kind, kernel: Callable[..., Any], /, **arguments: Any) -> None:
+        """``kernel(**arguments)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +184,7 @@ def captured_arguments(
 
 
 def run_forward(
+    run: Run,
     module: ModuleType,
     signature: Signature,
     tiling: Tiling,
@@ -196,7 +205,6 @@ def run_forward(
     as_float16: bool = False,
 ) -> None:
     """Fill ``out`` [B, H, M, Dv] and what else is given. All checks have been made by the caller.
-
     ``kept`` [n, B, H, M], ``saved`` [B, H, M] by the name of the statistic and ``value`` [B, H, M, Dv] are float32.
     ``as_float16``: 8-bit queries and keys are multiplied as float16.
     """
@@ -228,7 +236,9 @@ def run_forward(
     if tiling.apart:
         arguments["APART"] = True
     with on_device(q, workspace=tiling.descriptors):
-        module.forward[grid](
+        run(
+            "forward",
+            module.forward[grid],
             **arguments,
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,

@@ -34,11 +34,6 @@ class Window(Variant):
 
 
 PLAIN = {"full": Full, "causal": Causal, "window": Window}
-# What a default configuration must suit: terms of scores, tensors of positions, weights of many forms.
-REPRESENTATIVE = (
-    "full", "causal", "window", "alibi", "gemma2_local", "sigmoid", "learned_sink", "cog", "packed_documents",
-    "t5_bias",
-)  # fmt: skip
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Which tile shapes a device gets, and that shapes a device refuses are passed over, once and for good."""
+"""Which tile shapes a device gets; those that it refuses or that spill are passed over, once and for good."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.tilings import (
     RefusedError,
     Tilings,
+    Trial,
     describable,
     first_accepted,
     for_pointers,
@@ -107,7 +108,7 @@ def test_only_the_refused_kernel_moves_on() -> None:
     rows, columns = Tilings([LARGE, SMALL]), Tilings([LARGE, MIDDLE, SMALL])
     tried = []
 
-    def launch(now: Any) -> str:
+    def launch(now: Any, trial: Trial) -> str:
         tried.append(tuple(now))
         if now[1] != SMALL:
             raise RefusedError("columns")
@@ -119,16 +120,101 @@ def test_only_the_refused_kernel_moves_on() -> None:
     assert (rows.current, columns.current) == (LARGE, SMALL)
 
 
-class FakeKernel:
-    """Raises as Triton does where a tile has more than ``most`` queries; notes what was launched."""
+def attempts(options: Tilings, spills: dict[Tiling, int | None]) -> list[Tiling]:
+    """What is launched in a call of one kernel; ``spills`` are bytes, None for what cannot run."""
+    launched = []
 
-    def __init__(self, most: int, launched: list[tuple[int, int]], fills: str = "") -> None:
+    def launch(now: Any, trial: Trial) -> None:
+        launched.append(now[0])
+        spilled = spills[now[0]]
+        if spilled is None:
+            raise RefusedError("forward")
+        trial.spilled["forward"] = spilled
+
+    first_accepted([("forward", options)], launch)
+    return launched
+
+
+def test_the_first_choice_that_does_not_spill_stays() -> None:
+    options = Tilings([LARGE, MIDDLE, SMALL])
+    spills: dict[Tiling, int | None] = {LARGE: 8, MIDDLE: 0, SMALL: 0}
+    assert attempts(options, spills) == [LARGE, MIDDLE]
+    assert attempts(options, spills) == [MIDDLE]
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "best"), [((8, 12, 40), LARGE), ((40, 8, 8), MIDDLE), ((None, 40, 8), SMALL), ((8, 9, None), LARGE)]
+)  # fmt: skip
+def test_where_all_spill_the_fewest_bytes_stay(
+    bytes_: tuple[int | None, ...], best: Tiling
+) -> None:
+    options = Tilings([LARGE, MIDDLE, SMALL])
+    spills = dict(zip((LARGE, MIDDLE, SMALL), bytes_, strict=True))
+    assert attempts(options, spills)[:3] == [LARGE, MIDDLE, SMALL]
+    assert options.current == best
+    assert attempts(options, spills) == [best]
+
+
+def test_a_thread_that_comes_late_takes_what_others_found() -> None:
+    options = Tilings([LARGE, MIDDLE, SMALL])
+    assert not options.keeps(LARGE, 8)
+    assert not options.keeps(LARGE, 8)
+    assert options.current == MIDDLE
+    assert options.refuse(MIDDLE)
+    assert options.refuse(MIDDLE)
+    assert options.current == SMALL
+    assert options.keeps(SMALL, 0)
+
+
+def test_both_kernels_that_spill_move_on_at_once() -> None:
+    rows, columns = Tilings([LARGE, SMALL]), Tilings([LARGE, MIDDLE])
+    tried = []
+
+    def launch(now: Any, trial: Trial) -> str:
+        tried.append(tuple(now))
+        trial.spilled = {"rows": 4, "columns": 4} if LARGE in now else {}
+        return "done"
+
+    choices: list[tuple[Kind, Tilings]] = [("rows", rows), ("columns", columns)]
+    assert first_accepted(choices, launch) == "done"
+    assert tried == [(LARGE, LARGE), (SMALL, MIDDLE)]
+
+
+class Launched:
+    """What Triton gives back of a launch: a kernel that is on the device, whose spills are counted in registers."""
+
+    def __init__(self, n_spills: int) -> None:
+        self.n_spills = n_spills
+
+
+def test_a_trial_notes_the_most_that_a_kernel_spilled() -> None:
+    trial = Trial()
+    for registers in (2, 5, 0):
+        trial.run("rows", lambda count: Launched(count), count=registers)
+    trial.run("columns", lambda: None)  # in the interpreter nothing is compiled
+    assert trial.spilled == {"rows": 20, "columns": 0}
+
+
+class FakeKernel:
+    """Raises as Triton does where a tile has more than ``most`` queries; notes what was launched.
+
+    ``spills`` are the registers that a tile of so many queries spills.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        launched: list[tuple[int, int]],
+        fills: str = "",
+        spills: dict[int, int] | None = None,
+    ) -> None:
         self.most, self.launched, self.fills = most, launched, fills
+        self.spills = spills or {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> FakeKernel:
         return self
 
-    def __call__(self, **arguments: Any) -> None:
+    def __call__(self, **arguments: Any) -> Launched:
         from triton.runtime.errors import OutOfResources
 
         self.launched.append((arguments["BLOCK_M"], arguments["num_stages"]))
@@ -136,6 +222,7 @@ class FakeKernel:
             raise OutOfResources(300000, 232448, "shared memory")
         if self.fills:
             arguments[self.fills].add_(1)
+        return Launched(self.spills.get(arguments["BLOCK_M"], 0))
 
 
 class FakeModule:
@@ -167,6 +254,30 @@ def test_a_refused_forward_is_remembered(
     assert launched[3:] == [(128, 3), (64, 2)]
 
 
+def test_a_forward_that_spills_is_passed_over(
+    engine: TritonEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[tuple[int, int]] = []
+    module = FakeModule(forward=FakeKernel(128, launched, spills={128: 3}))
+    monkeypatch.setattr(engine.sources, "forward", lambda *_: module)
+    q = torch.randn(1, 2, 200, 32)
+    for _ in range(2):
+        engine.forward(q, q, q, (), 0, 1.0, ())
+    assert launched == [(128, 3), (64, 2), (64, 2)]
+
+
+def test_a_forward_of_which_all_spill_runs_with_the_fewest(
+    engine: TritonEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[tuple[int, int]] = []
+    module = FakeModule(forward=FakeKernel(64, launched, spills={64: 3, 16: 9}))
+    monkeypatch.setattr(engine.sources, "forward", lambda *_: module)
+    q = torch.randn(1, 2, 200, 32)
+    for _ in range(2):
+        engine.forward(q, q, q, (), 0, 1.0, ())
+    assert launched == [(128, 3), (64, 2), (16, 1), (64, 2), (64, 2)]
+
+
 def test_the_last_refusal_is_tritons_own_error(
     engine: TritonEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +298,8 @@ def test_a_refused_backward_starts_again_with_memory_of_its_own(
     rows: list[tuple[int, int]] = []
     columns: list[tuple[int, int]] = []
     module = FakeModule(
-        rows=FakeKernel(128, rows, "dq_pointer"), columns=FakeKernel(64, columns, "dv_pointer")
+        rows=FakeKernel(128, rows, "dq_pointer"),
+        columns=FakeKernel(64, columns, "dv_pointer", spills={64: 1}),
     )
     signature, _ = engine.sources.backward(("float32", 32, 32), {}, frozenset())
     monkeypatch.setattr(engine.sources, "backward", lambda *_: (signature, module))
@@ -202,5 +314,5 @@ def test_a_refused_backward_starts_again_with_memory_of_its_own(
         assert found.v is not None
         assert found.q.eq(1).all()
         assert found.v.eq(1).all()
-    assert rows == [(128, 3)] * 3
-    assert columns == [(128, 3), (64, 2), (64, 2)]
+    assert rows == [(128, 3)] * 4
+    assert columns == [(128, 3), (64, 2), (16, 1), (16, 1)]

@@ -91,6 +91,35 @@ def test_more_accumulators_leave_smaller_tiles() -> None:
     assert four[0].block_m * four[0].block_n < one[0].block_m * one[0].block_n
 
 
+def test_a_plain_softmax_keeps_large_tiles_on_hopper() -> None:
+    hopper = target_of("sm_90")
+    plain = {"forward": Extra(), "rows": Extra(), "columns": Extra(across=2)}
+    first = {
+        (kind, dim): configs(kind, hopper, "bfloat16", dim, dim, extra)[0]
+        for kind, extra in plain.items()
+        for dim in (64, 128)
+    }
+    sides = {case: (c.block_m, c.block_n, c.num_warps) for case, c in first.items()}
+    assert sides == {
+        ("forward", 64): (128, 128, 8), ("forward", 128): (128, 128, 8),
+        ("rows", 64): (128, 128, 8), ("rows", 128): (128, 64, 8),
+        ("columns", 64): (64, 128, 8), ("columns", 128): (32, 128, 8),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["forward", "rows"])
+@pytest.mark.parametrize("name", ["sm_80", "sm_90", "sm_100"])
+def test_what_a_kernel_keeps_leaves_smaller_tiles(name: str, kind: Kind) -> None:
+    """Loads and sums of pairs, many vectors of rows, work on the value features."""
+    plain = configs(kind, target_of(name), "bfloat16", 128, 128)[0]
+    for extra in (Extra(pairs=14), Extra(pairs=2, down=60), Extra(features=8)):
+        found = configs(kind, target_of(name), "bfloat16", 128, 128, extra)[0]
+        assert found.block_m * found.block_n / found.num_warps <= (
+            plain.block_m * plain.block_n / plain.num_warps
+        ), extra
+    assert configs(kind, target_of(name), "bfloat16", 128, 128, Extra(pairs=14))[0] != plain
+
+
 def test_vectors_of_keys_leave_smaller_tiles() -> None:
     # Packed documents: a 64-bit integer a key spilled 550 bytes of the tile that suits a causal softmax.
     for name, dim in (("sm_90", 64), ("sm_90", 128), ("sm_100", 64), ("sm_80", 128)):

@@ -61,6 +61,33 @@ class KeyBias(Variant):
         return s + self.bias[at.h, at.k]
 
 
+class PairBias(Variant):
+    bias = Tensor("h", "q", "k")
+
+    def score(self, s, at):
+        return s + self.bias[at.h, at.q, at.k]
+
+
+class Gated(Variant):
+    gate = Tensor("b", "h", "q", "d")
+
+    def output(self, o, at):
+        return o * sigmoid(self.gate[at.b, at.h, at.q, at.d])
+
+
+class Grid(Variant):
+    def mask(self, at):
+        return (at.q // 8 == at.k // 8) | (at.q % 8 == at.k % 8) | (at.q // 64 > at.k // 64)
+
+
+class Masked(Variant):
+    def mask(self, at):
+        return causal(at)
+
+    def normalize(self, s, row):
+        return relu(s) / row.count()
+
+
 def loops(variant: type[Variant]) -> tuple[Kernel, Backward]:
     kernels = Kernels(compile_variant(variant).compilation)
     return kernels.kernel, folded(kernels.loops(kernels.learns))
@@ -103,3 +130,28 @@ def test_what_kernels_keep() -> None:
     assert forward_extra(loops(KeyBias)[0]).across == 1
     assert backward_extra(loops(Capped)[1], "rows").tiles == 1
     assert backward_extra(loops(Distance)[1], "rows").tiles > 0
+
+
+def test_what_is_loaded_or_added_for_each_pair_takes_registers() -> None:
+    forward, backward = loops(PairBias)
+    assert forward_extra(forward).pairs > 0
+    assert backward_extra(backward, "rows").pairs > forward_extra(forward).pairs
+    assert backward_extra(backward, "columns").pairs == forward_extra(forward).pairs
+
+
+def test_work_on_value_features_is_counted_where_it_is_done() -> None:
+    forward, backward = loops(Gated)
+    assert forward_extra(forward).features > Extra().features
+    # The gate, and its gradient.
+    assert backward_extra(backward, "rows").features > forward_extra(forward).features
+    assert backward_extra(backward, "columns").features == Extra().features
+
+
+def test_positions_count_where_they_are_divided() -> None:
+    assert forward_extra(loops(Softmax)[0]).across == 0
+    assert 0 < forward_extra(loops(Grid)[0]).across < 3
+
+
+def test_a_mask_that_terms_need_takes_registers() -> None:
+    assert forward_extra(loops(Softmax)[0]).pairs == 0
+    assert forward_extra(loops(Masked)[0]).pairs > 0

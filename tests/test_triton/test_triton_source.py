@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import attncompiler
 from attncompiler.cases import Case
 from attncompiler.dsl import Tensor as Input
-from attncompiler.dsl import Variant, causal, exp, tanh
+from attncompiler.dsl import Variant, causal, exp, tanh, where
 from attncompiler.runtime.triton_sources import TritonSources
 from attncompiler.variant_file import load_variant
 from tests.example_table import files
@@ -181,3 +182,36 @@ def test_names_of_the_user_and_of_the_kernel_stay_apart() -> None:
     mine = checker(Colliding)
     use_tiles(mine.operator, 16, 16)
     assert not failures(mine, [Case(B=1, H=2, G=1, M=20, N=35, D=16, Dv=16, seed=1)])
+
+
+class Aligned(Variant):
+    """The last query sees the last key; lengths are compared in 64 bits."""
+
+    def mask(self, at):
+        return at.k <= at.q + at.N - at.M
+
+
+class Chosen(Variant):
+    """Two conditions of a row decide between two numbers."""
+
+    def normalize(self, s, row):
+        low, high = row.min(s), row.max(s)
+        return exp(s - high) * where((low > 0.0) & (high < 9.0), 2.0, 1.0)
+
+
+def test_no_loop_looks_for_the_nearest_narrow_number() -> None:
+    walked = 0
+    for kind, text in texts(Aligned):
+        if kind == "plan":
+            continue
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef) and re.fullmatch(r"walk_\d+", node.name):
+                walked += 1
+                assert "_near" in ast.unparse(node)
+                assert "saturate" not in ast.unparse(node)
+    assert walked
+
+
+def test_a_choice_by_two_conditions_of_a_row_is_two_choices() -> None:
+    text = dict(texts(Chosen))["forward"]
+    assert re.search(r"tl\.where\([^&]*, tl\.where\([^&]*, 2\.0, 1\.0\), 1\.0\)", text)

@@ -52,14 +52,20 @@ def test_what_a_kernel_keeps_moves_wide_blocks_back() -> None:
     hopper = target_of("sm_90")
     plain = configs("forward", hopper, "bfloat16", 64, 64)
     full = configs("forward", hopper, "bfloat16", 64, 64, Extra(accumulators=2))
-    assert plain[0] == full[-2] == Config(128, 128, 8, 2)
+    assert plain[0] == full[-2] == Config(128, 128, 8, 2, descriptors=True)
     assert set(plain) == set(full)
     assert plain[-1] == full[-1]
 
 
 def test_what_memory_rules_out() -> None:
-    wide = Config(128, 128, 8, 2)
+    wide = Config(128, 128, 8, 2, descriptors=True)
     assert shared_estimate("forward", wide, "bfloat16", 64, 64) == 81 * 1024
     assert shared_estimate("rows", wide, "bfloat16", 64, 64) == 97 * 1024
     assert wide in configs("forward", target_of("sm_90"), "bfloat16", 128, 128)
     assert wide not in configs("forward", target_of("sm_90"), "float32", 128, 128)
+
+
+def test_rows_of_bytes_that_16_does_not_divide_are_not_loaded_by_tma() -> None:
+    hopper = target_of("sm_90")
+    assert all(c.descriptors for c in configs("rows", hopper, "bfloat16", 72, 72))
+    assert not any(c.descriptors for c in configs("rows", hopper, "bfloat16", 72, 75))

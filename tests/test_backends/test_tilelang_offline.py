@@ -95,6 +95,24 @@ def test_cousins_compile_the_same_configurations(arch: str) -> None:
 
 
 @pytest.mark.slow
+@needs_nvcc
+@pytest.mark.parametrize("kind", ["forward", "rows"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_last_resort_compiles(arch: str, kind: Kind) -> None:
+    clean(kind, arch, 256, which=-1)
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_sums_that_no_warp_can_hold_are_a_reason_to_drop() -> None:
+    result = answer(request("columns", HOPPER, 256, which=-1), HOPPER)
+    assert isinstance(result, Built), result
+    spills, serialised = problems(result, HOPPER)
+    assert spills.startswith("spills (")
+    assert "C7512" in serialised
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_source_for_amd_is_kept(kind: Kind) -> None:
     target = target_of("gfx942")

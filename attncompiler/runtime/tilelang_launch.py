@@ -21,6 +21,7 @@ from attncompiler.backends.tilelang_configs import width_of
 from attncompiler.runtime.call_checks import ELEMENT_TYPES
 from attncompiler.runtime.errors import DtypeError, LimitError
 from attncompiler.runtime.interpreting import SERIAL_SWITCH
+from attncompiler.runtime.tilings import UnfitError
 
 Kernel = Callable[[Mapping[str, Any]], None]
 # By warp groups that multiply: a multiprocessor has 65536 registers, one group that loads keeps 24 a thread.
@@ -141,7 +142,12 @@ class Launch:
         import tilelang
 
         options = pass_configs(tma=tma, apart=self.name == "groups")
-        kernel = tilelang.compile(self._make(**constants), pass_configs=options)
+        try:
+            kernel = tilelang.compile(self._make(**constants), pass_configs=options)
+        except (
+            Exception
+        ) as error:  # TileLang names no class: what does not fit gives way to smaller tiles
+            raise UnfitError from error
 
         def call(values: Mapping[str, Any]) -> None:
             kernel(*values.values())

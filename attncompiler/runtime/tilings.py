@@ -84,24 +84,34 @@ def tilings(
     k: Tensor,
     v: Tensor,
     grad: Tensor | None = None,
+    *,
+    shrinks: bool = True,
 ) -> Tilings:
     """The choices for a kernel of a call whose checks have been made, the best guess first.
 
     ``listed`` gives those of a target; ``grad`` is the gradient of the output, which the kernels of a backward load in
-    tiles.
+    tiles. ``shrinks``: few queries get blocks of as many rows; TileLang's warps want rows of their own, so it is not
+    for them.
     """
     if not q.is_cuda:
         return Tilings([INTERPRETED])
-    return tilings_for(listed(choice_of(q.device).target), q, k, v, grad)
+    return tilings_for(listed(choice_of(q.device).target), q, k, v, grad, shrinks=shrinks)
 
 
 def tilings_for(
-    found: Sequence[Config], q: Tensor, k: Tensor, v: Tensor, grad: Tensor | None = None
+    found: Sequence[Config],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor | None = None,
+    *,
+    shrinks: bool = True,
 ) -> Tilings:
     """``tilings`` from the list of a target."""
     loaded = (q, k, v) if grad is None else (q, k, v, grad)
-    descriptors = describable(*loaded) and knows_descriptors()
-    return Tilings(list(dict.fromkeys(_fitted(c, q.shape[2], descriptors) for c in found)))
+    descriptors = describable(*loaded) and (not shrinks or knows_descriptors())
+    queries = q.shape[2] if shrinks else max((c.block_m for c in found), default=1)
+    return Tilings(list(dict.fromkeys(_fitted(c, queries, descriptors) for c in found)))
 
 
 def _fitted(config: Config, queries: int, descriptors: bool) -> Tiling:
@@ -153,6 +163,10 @@ class RefusedError(Exception):
         self.kind = kind
 
 
+class UnfitError(Exception):
+    """A kernel that a device or its compiler does not take with these tiles; the cause is their own error."""
+
+
 def spilled_bytes(kernel: object) -> int:
     """What a thread of a kernel that was launched keeps in memory for want of registers; 0 of an interpreted one."""
     # Triton counts registers of four bytes, once the kernel is on the device.
@@ -166,13 +180,15 @@ class Trial:
     spilled: dict[Kind, int] = field(default_factory=dict)
 
     def run(self, kind: Kind, kernel: Callable[..., Any], /, **arguments: Any) -> None:
-        """Launch a kernel of Triton; RefusedError where the device has too little for it: nothing was launched."""
+        """Launch a kernel; RefusedError where the device has too little for it: nothing was launched."""
         from triton.runtime.errors import OutOfResources
 
         try:
             launched = kernel(**arguments)
         except OutOfResources as error:
             raise RefusedError(kind) from error
+        except UnfitError as error:
+            raise RefusedError(kind) from error.__cause__
         self.spilled[kind] = max(self.spilled.get(kind, 0), spilled_bytes(launched))
 
 
@@ -244,6 +260,7 @@ __all__ = [
     "RefusedError",
     "Tilings",
     "Trial",
+    "UnfitError",
     "choice_of",
     "describable",
     "explain_device",

@@ -73,6 +73,7 @@ class TritonEngine:
         self.tiling: Tiling | None = None
         self.deterministic = True
         self._factor = kernels.dot_factor
+        self._shrinks = backend == "triton"
         self._sites: dict[tuple[object, ...], Site] = {}
         self._gradient_sites: dict[tuple[object, ...], _Pair] = {}
         self._planners: dict[ModuleType, Planner] = {}
@@ -236,7 +237,7 @@ class TritonEngine:
             def listed(target: Target) -> Sequence[Config]:
                 return self.sources.configs(kind, target, _dims(q, v), wanted)
 
-            return kind, tilings(listed, q, k, v, grad)
+            return kind, tilings(listed, q, k, v, grad, shrinks=self._shrinks)
 
         made: _Pair = chosen("rows"), chosen("columns")
         if len(self._gradient_sites) >= _MOST_SITES:
@@ -312,7 +313,9 @@ class TritonEngine:
             self.sources.forward(dims, types_of),
             Tilings([self.tiling])
             if self.tiling
-            else tilings(lambda t: self.sources.configs("forward", t, dims), q, k, v),
+            else tilings(
+                lambda t: self.sources.configs("forward", t, dims), q, k, v, shrinks=self._shrinks
+            ),
             (*q.shape[:3], v.shape[3]),
             LARGEST_POSITION - q.shape[2],
             any(x.numel() == 0 for x in captured),

@@ -18,6 +18,7 @@ from attncompiler.runtime.tilings import (
     RefusedError,
     Tilings,
     Trial,
+    UnfitError,
     describable,
     first_accepted,
     for_pointers,
@@ -316,3 +317,30 @@ def test_a_refused_backward_starts_again_with_memory_of_its_own(
         assert found.v.eq(1).all()
     assert rows == [(128, 3)] * 4
     assert columns == [(128, 3), (64, 2), (16, 1), (16, 1)]
+
+
+def test_shapes_of_kernels_whose_warps_have_rows_of_their_own_do_not_shrink() -> None:
+    q, kv = meta(1, 2, 1, 64), meta(1, 2, 500, 64)
+    found = configs("forward", target_of("sm_90"), "bfloat16", 64, 64)
+    few = tilings_for(found, q, kv, kv)
+    own = tilings_for(found, q, kv, kv, shrinks=False)
+    assert {t.block_m for t in few.options} == {16}
+    assert [t.block_m for t in own.options] == [c.block_m for c in found]
+
+
+def test_what_a_compiler_does_not_take_gives_way() -> None:
+    options, launched = Tilings([LARGE, SMALL]), []
+
+    def kernel(**arguments: Any) -> None:
+        launched.append(arguments["tiling"])
+        if arguments["tiling"] == LARGE:
+            raise UnfitError from MemoryError("too much")
+
+    def launch(tried: Any, trial: Trial) -> str:
+        trial.run("forward", kernel, tiling=tried[0])
+        return "done"
+
+    assert first_accepted([("forward", options)], launch) == "done"
+    assert launched == [LARGE, SMALL]
+    with pytest.raises(MemoryError, match="too much"):
+        first_accepted([("forward", Tilings([LARGE]))], launch)

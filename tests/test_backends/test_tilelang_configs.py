@@ -44,8 +44,8 @@ def test_usual_sizes_have_a_choice() -> None:
 def test_what_the_best_guesses_are() -> None:
     hopper = target_of("sm_90")
     for dim in (64, 128):
-        assert configs("forward", hopper, "bfloat16", dim, dim)[0] == Config(128, 128, 8, 2)
-        assert configs("columns", hopper, "bfloat16", dim, dim)[0] == Config(64, 128, 8, 1)
+        assert configs("forward", hopper, "bfloat16", dim, dim)[0] == Config(128, 128, 8, 2, True)
+        assert configs("columns", hopper, "bfloat16", dim, dim)[0] == Config(64, 128, 8, 1, True)
 
 
 def test_what_a_kernel_keeps_moves_wide_blocks_back() -> None:

@@ -235,7 +235,7 @@ class FakeModule:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> TritonEngine:
-    monkeypatch.setattr(triton_engine, "tilings", lambda *_: Tilings([LARGE, MIDDLE, SMALL]))
+    monkeypatch.setattr(triton_engine, "tilings", lambda *_, **__: Tilings([LARGE, MIDDLE, SMALL]))
     kernels = Kernels(compile_variant(Plain).compilation)
     return TritonEngine(kernels, TritonSources(kernels))
 

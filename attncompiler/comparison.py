@@ -13,6 +13,7 @@ from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant
 from attncompiler.frontend import trace
 from attncompiler.peers import Refusal, peer
+from attncompiler.runtime.operator import Operator
 from attncompiler.timing import Timing, interleaved
 from attncompiler.torch_formulas import Inputs
 
@@ -79,10 +80,12 @@ def compare(
     budget: float = 60.0,
     check: bool = True,
     training: bool = False,
+    others: Mapping[str, Operator] | None = None,
 ) -> list[Row]:
     """Measure our kernel and the peers in turns; our row comes first. Without ``check`` errors stay NaN.
 
-    With ``training`` a call is a forward and a backward pass that gives the gradients of q, k and v.
+    With ``training`` a call is a forward and a backward pass that gives the gradients of q, k and v. ``others`` are
+    operators of ours that are measured too, by name; one that fails is a row with the reason.
     """
     operator = compile_variant(variant, backend=backend)
     if training:
@@ -92,7 +95,17 @@ def compare(
         "attncompiler": lambda: operator(inputs.q, inputs.k, inputs.v, **inputs.tensors)
     }
     refused: list[Row] = []
+
+    def called(other: Operator) -> Callable[[], Tensor]:
+        return lambda: other(inputs.q, inputs.k, inputs.v, **inputs.tensors)
+
     with torch.set_grad_enabled(training):
+        for name, other in (others or {}).items():
+            try:
+                called(other)()
+                forward[name] = called(other)
+            except Exception as error:
+                refused.append(Row(name, refusal=f"{type(error).__name__}: {error}"[:200]))
         for name in peers:
             found: Callable[[], Tensor] | Refusal
             if training and name == "flex" and not inputs.q.is_cuda:

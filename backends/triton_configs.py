@@ -47,6 +47,9 @@ _HELD: dict[Family, tuple[float, float, float]] = {
     "mfma_float32": (0.5, 0.5, 20.0),
     "fma": (0.0, 0.0, 0.0),
 }
+# What a register of a pair takes where it is not one, for the same kernels; and scores that are turned, in registers.
+_PAIRS: dict[Family, tuple[float, float, float]] = {"mma": (3.0, 3.0, 1.0), "mfma": (1.5, 1.5, 1.0)}
+_TURNED: dict[Family, float] = {"mma": 24.0}
 # Values that a thread has of a vector down a tile, by who multiplies.
 _DOWN: dict[Family, float] = {
     "wgmma": 2, "tcgen05": 1, "mma": 2, "mfma": 1, "mfma_float32": 1, "fma": 2,
@@ -232,7 +235,9 @@ def _tile_registers(
     used = _USED[family][_KINDS.index(kind)]
     taken = used * extra.across * walked * share
     taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
-    taken += (_HELD[family][_KINDS.index(kind)] * extra.tiles + extra.pairs) * tile
+    pairs = _PAIRS.get(family, (1.0, 1.0, 1.0))[_KINDS.index(kind)] * extra.pairs
+    pairs += _TURNED.get(family, 0.0) if extra.turned else 0.0
+    taken += (_HELD[family][_KINDS.index(kind)] * extra.tiles + pairs) * tile
     taken += _DOWN[family] * extra.down
     if kind == "forward":
         return m * extra.accumulators * v / threads + 1.5 * tile + taken

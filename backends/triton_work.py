@@ -81,6 +81,7 @@ class Extra:
     ``pairs`` are registers that each pair takes beside them, for what is loaded from a tensor or added to one and for
     long formulas; ``down`` the vectors along the first side of a tile, of rows those beyond a few; ``features`` are
     tiles of a block's rows by the value features, ahead of the walks of a backward or after those of a forward.
+    ``turned``: the kernel of the columns multiplies as that of the rows does, and turns the scores.
     """
 
     accumulators: int = 1
@@ -89,6 +90,7 @@ class Extra:
     pairs: float = 0
     down: int = 0
     features: float = 3
+    turned: bool = False
 
 
 SOFTMAX: dict[Literal["forward", "rows", "columns"], PairWork] = {
@@ -162,7 +164,9 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
         across = _vectors(last.rows, roots, "q")
         # A softmax's weights give dv, and are a factor of those of dk.
         tiles = max(_shared(last.score, bodies) - 1, 0)
-        return Extra(1, across, tiles, _pair_registers(last, roots), len(_down(roots, "k")))
+        turned = any(u.op != "sum" for p in backward.passes for u in p.sums)
+        pairs, down = _pair_registers(last, roots), len(_down(roots, "k"))
+        return Extra(1, across, tiles, pairs, down, turned=turned)
     across, tiles, pairs, down = 0.0, 0, 0.0, 0
     for p in backward.passes:
         bodies = [*(u.body for u in p.sums), *(s.value for s in p.pair_grads)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -18,6 +19,15 @@ from attncompiler.runtime.triton_modules import Dims
 from attncompiler.runtime.triton_sources import TritonSources
 
 
+def ready_tilelang() -> None:
+    """Import TileLang and take back its ``inspect.getfile``, which fails on classes of modules that are not listed."""
+    found = inspect.getfile
+    try:
+        import tilelang.language  # noqa: F401
+    finally:
+        inspect.getfile = found
+
+
 class TilelangSources(TritonSources):
     """The files of one compilation, each printed and imported once."""
 
@@ -25,6 +35,7 @@ class TilelangSources(TritonSources):
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__(kernels)
+        ready_tilelang()
         self._launched: dict[str, TilelangModule] = {}
         self._guard = threading.RLock()
 

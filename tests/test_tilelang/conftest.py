@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -13,4 +14,6 @@ from attncompiler.runtime.interpreting import SERIAL_SWITCH
 
 os.environ[SERIAL_SWITCH] = "1"
 
-pytest.importorskip("tilelang", reason="TileLang is not installed here")
+# Importing it would change `inspect` for the tests of other folders.
+if find_spec("tilelang") is None:
+    collect_ignore_glob = ["test_*.py"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -131,3 +132,10 @@ def test_the_same_file_holds_for_all_head_dims() -> None:
     assert sources.forward(("bfloat16", 64, 64), types) is sources.forward(
         ("float16", 80, 16), types
     )
+
+
+def test_other_code_is_left_as_it_was() -> None:
+    """TileLang replaces a function of the standard library when it is imported."""
+    compile_variant(_EverySlot, backend="tilelang")
+    sources_of(compile_variant(_EverySlot, backend="tilelang"))  # type: ignore[arg-type]
+    assert "tvm" not in inspect.getfile.__module__

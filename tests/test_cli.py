@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -329,7 +330,8 @@ def test_build_compiles_for_gpus_that_are_not_here(
 def test_build_lowers_tilelang_for_gpus_that_are_not_here(
     variant: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("tilelang")
+    if find_spec("tilelang") is None:
+        pytest.skip("TileLang is not installed here")
     assert run("build", variant, "--backend", "tilelang", "--arch", "gfx942", "--backward") == 0
     shown = capsys.readouterr().out
     assert "Small  bfloat16" in shown

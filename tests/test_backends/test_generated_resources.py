@@ -32,16 +32,12 @@ PICKED: tuple[tuple[str, str, int], ...] = (
 )  # fmt: skip
 
 
-# First configurations that are not clean, the estimate sees no difference to kernels that are: of heads of so many
-# features. A call goes on to the next one, and there is one.
-NOT_FIRST: frozenset[tuple[str, str, Kind, int]] = frozenset({
+# Where the first configuration of every example was found to be clean; elsewhere a few formulas need the next one, to
+# which a call on a device goes on.
+SETTLED = frozenset({("sm_90", 64), ("sm_90", 128), ("gfx942", 64)})
+NEXT_ONE: frozenset[tuple[str, str, Kind, int]] = frozenset({
     ("swat", "sm_90", "forward", 128), ("swin", "sm_90", "rows", 128),
     ("visual_redistribution", "sm_90", "columns", 128),
-    ("alibi", "sm_80", "forward", 128), ("swat", "sm_80", "forward", 128), ("learned_sink", "sm_80", "rows", 64),
-    ("hyperbolic", "sm_80", "rows", 64), ("hyperbolic", "sm_80", "columns", 64),
-    ("sink_calibration", "sm_100", "rows", 64), ("swat", "sm_100", "columns", 64),
-    ("hyperbolic", "sm_100", "forward", 64), ("multivariate", "sm_100", "forward", 128),
-    ("radial", "sm_100", "forward", 128),
 })  # fmt: skip
 
 
@@ -74,13 +70,15 @@ def test_default_configurations_are_clean(name: str, arch: str, dim: int, kind: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name", ["causal", "full", "window", *ALL])
-def test_no_default_configuration_spills(name: str, arch: str, kind: Kind, dim: int) -> None:
-    if (name, arch, kind, dim) in NOT_FIRST:
-        target = target_of(arch)
-        results = compiled(kernel_of(name, kind, "bfloat16", dim, dim), target, slice(None))
-        assert any(isinstance(r, Built) and not problems(r, target) for _, r in results)
-    else:
+def test_every_example_has_a_configuration_that_does_not_spill(
+    name: str, arch: str, kind: Kind, dim: int
+) -> None:
+    if (arch, dim) in SETTLED and (name, arch, kind, dim) not in NEXT_ONE:
         check(name, arch, kind, "bfloat16", (dim, dim))
+        return
+    kernel, target = kernel_of(name, kind, "bfloat16", dim, dim), target_of(arch)
+    each = (compiled(kernel, target, slice(i, i + 1)) for i in range(len(kernel.configs(target))))
+    assert any(isinstance(r, Built) and not problems(r, target) for ((_, r),) in each)
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from attncompiler.backends.tilelang_loops import IDENTITIES, Loop, SeenLoops, St
 from attncompiler.backends.tilelang_tiles import RunsLoops, run_loops
 from attncompiler.backends.triton_backward import BackwardPrinter
 from attncompiler.backends.triton_backward_context import (
-    BackwardContext,
     GradientArgument,
     ScatterText,
     WalkText,
@@ -33,8 +32,9 @@ _ZERO = "T.Cast(dtype, 0)"
 class Adds:
     """``gradient[offset] += value`` for the elements of a loop.
 
-    ``values`` fills a buffer of the loop's shape with the values, 0 where there is nothing to add; ``add`` is the loop
-    that adds them: its only store is (value, offset). Over the features of a row there is no buffer.
+    ``values`` fills a buffer of the loop's shape with the values, 0 where there is nothing to add; of pairs ``whole``
+    does so in tiles without a mask. ``add`` is the loop that adds them: its only store is (value, offset). Over the
+    features of a row there is no buffer.
     """
 
     tensor: str
@@ -42,6 +42,7 @@ class Adds:
     values: Loop | None
     add: Loop
     exists: str
+    whole: Loop | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,11 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
         start_rows = self.keep(start.rows)
         start_adds = [self._adds("qd", s, [], "") for s in start.elements]
         start_adds += [self._adds("q", s, [], "") for s in start.epilogue]
-        walks = [self._walk(w, text) for w in text.walks]
+        walks = [self._walk(w) for w in text.walks]
         finish = self.keep(text.finish)
         columns = TilelangBackward(self.backward, self._dtypes, ("k", "q"))
         columns.allocate()
-        column_walk = columns._walk(text.columns, text, columns=True)
+        column_walk = columns._walk(text.columns, columns=True)
         key_adds = [columns._adds("k", s, text.columns.keys, "") for s in text.columns.key_sums]
         seen = self.seen(text.scan, text.runs)
         own_go = None
@@ -247,10 +248,13 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             return Adds(s.name, s.stored, None, add, "(first_row + i < M)")
         if axes == "qk":
             self.pairs["added"] = None
-            value = f"choose({guard}, {s.value}, T.float32(0.0))"
-            values = self.loop(axes, [(f"added[{subscript}]", value)], lets)
+            cut = f"choose({guard}, {s.value}, T.float32(0.0))"
+            values, whole = (
+                self.loop(axes, [(f"added[{subscript}]", code)], lets) for code in (cut, s.value)
+            )
             add = self.loop(axes, [(f"added[{subscript}]", s.offset)], lets)
-            return Adds(s.name, s.stored, values, add, "(first_row + i < M) & (first + j < N)")
+            exists = "(first_row + i < M) & (first + j < N)"
+            return Adds(s.name, s.stored, values, add, exists, whole)
         kind, exists = {
             "q": ("row", "(first_row + i < M)"),
             "k": ("key", "(first_key + j < N)"),
@@ -261,7 +265,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
         add = self.loop(axes, [(value_at, offset_at)])
         return Adds(s.name, s.stored, values, add, exists)
 
-    def _walk(self, w: WalkText, text: BackwardContext, *, columns: bool = False) -> WalkLoops:
+    def _walk(self, w: WalkText, *, columns: bool = False) -> WalkLoops:
         both = "kq" if columns else "qk"
         pair = self.element(frozenset("qk"))
         inside = "(first + i < M)" if columns else "(first + j < N)"
@@ -307,7 +311,7 @@ class TilelangBackward(TilelangLoops, BackwardPrinter):
             names = {x.name for x in mask_lets}
             lets = [*mask_lets, *(x for x in w.elements if x.name not in names)]
             guard = "allowed" if w.mask else inside
-            adds.append(self._adds("qk", s, lets, f"({guard}) & (first_row + i < M)"))
+            adds.append(self._adds("qk", s, lets, guard))
         return WalkLoops(
             number=w.number,
             scalars=own,

@@ -158,7 +158,12 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
         if p.masks_score:
             code = f"choose(allowed, {scored}, {IDENTITIES['max']})"
             masked = self.loop("qk", [(scored, code)], mask_lets)
-        sweeps = [self._sweep(n, s, p, mask_lets, scored) for n, s in enumerate(p.sweeps)]
+        sweeps: list[SweepLoops] = []
+        buffers = 0
+        for s in p.sweeps:
+            sweeps.append(self._sweep(buffers, s, p, mask_lets, scored))
+            # Weights are multiplied after the last sweep, so no buffer is used twice.
+            buffers += len(sweeps[-1].terms.stores) if sweeps[-1].terms else 0
         stats = [(name, IDENTITIES[_op_of(p, name)]) for name, start in p.state if start]
         return PassLoops(
             number=p.number,
@@ -173,7 +178,7 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
         )
 
     def _sweep(
-        self, number: int, s: SweepText, p: PassText, mask_lets: list[Named], scored: str
+        self, taken: int, s: SweepText, p: PassText, mask_lets: list[Named], scored: str
     ) -> SweepLoops:
         lanes = self.keep(s.lanes)
         pair = self.element(frozenset("qk"))
@@ -187,7 +192,7 @@ class TilelangForward(TilelangLoops, ForwardPrinter):
                 return code.partition("[")[0]
             key = code if p.masks_score else f"{identity} {code}"
             if key not in buffers:
-                name = f"terms{len(buffers)}"
+                name = f"terms{taken + len(buffers)}"
                 buffers[key] = name
                 identities[name] = identity
                 stores.append((f"{name}[{pair}]", code))

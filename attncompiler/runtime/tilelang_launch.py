@@ -68,8 +68,9 @@ class Launch:
 
     def _run(self, **arguments: Any) -> None:
         if arguments.pop("APART", False):
-            if self.apart is None:
-                raise ValueError(f"{self.module.__name__} has one schedule")
+            why = self._refusal(arguments)
+            if self.apart is None or why:
+                raise UnfitError from ValueError(f"warp groups apart: {why}")
             self.apart._run(**arguments)
             return
         found = {
@@ -91,6 +92,19 @@ class Launch:
                     made = self._compiled(constants, tma) if q.is_cuda else self._serial(constants)
                     kernel = self._kernels[key] = made
         kernel({name: self._given(name, found.get(name), q) for name in self._order})
+
+    def _refusal(self, arguments: Mapping[str, Any]) -> str:
+        """Why a call cannot have the schedule with warp groups apart; empty where it can."""
+        q: Tensor = arguments["q_pointer"]
+        if self.apart is None:
+            return "some walk over the keys of this variant reads no scores"
+        if not registers_of(q.device, arguments["num_warps"]):
+            return f"it is for Hopper and 4, 8 or 12 warps, not for {q.device} and {arguments['num_warps']}"
+        if not arguments["DESCRIPTORS"]:
+            return "rows of q, k or v do not begin at multiples of 16 bytes"
+        if q.dtype == torch.float16 and self.module.WIDENS:
+            return "float16 may not hold this variant's weights"
+        return ""
 
     def _chosen(self, found: Mapping[str, Any], q: Tensor) -> dict[str, Any]:
         """The constants that this kernel is made for."""
@@ -116,7 +130,7 @@ class Launch:
             "HEAD_WIDTH": width_of(found["HEAD_DIM"]), "VALUE_WIDTH": width_of(found["VALUE_DIM"]),
             "LONG": found["LONG"] or any(abs(x) > _LONGEST for x in sizes),
             "STAGES": stages, "THREADS": found["num_warps"] * warp_of(q.device),
-            "WIDEN": q.dtype == torch.float16, "SERIAL": not q.is_cuda, "PANEL": 0,
+            "WIDEN": q.dtype == torch.float16, "SERIAL": not q.is_cuda,
             "REGISTERS": hopper if found["DESCRIPTORS"] else 0,
             "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
         }  # fmt: skip

@@ -28,7 +28,7 @@ def tilelang_request(
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": stages,
         "THREADS": config.num_warps * target.warp_size, "LISTED": call.listed, "POSITIVE": True,
         "WIDEN": call.dtype == "float16",
-        "LONG": False, "SERIAL": False, "PANEL": 0, "PHASE": 2, "FUSED": call.fused, "ALONE": True,
+        "LONG": False, "SERIAL": False, "PHASE": 2, "FUSED": call.fused, "ALONE": True,
         "REGISTERS": registers if hopper else 0,
         "GIVEN": tuple(name for name in order if _given(name, kernel, call)),
     }  # fmt: skip

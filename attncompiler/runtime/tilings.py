@@ -151,7 +151,7 @@ def knows_descriptors() -> bool:
 def for_pointers(tiling: Tiling, *tensors: Tensor) -> Tiling:
     """The tiling for tensors that begin where they do: descriptors want a multiple of 16 bytes."""
     if tiling.descriptors and any(x.data_ptr() % 16 for x in tensors):
-        return replace(tiling, descriptors=False)
+        return replace(tiling, descriptors=False, apart=False)
     return tiling
 
 

@@ -14,6 +14,8 @@ from attncompiler.runtime.errors import DeviceError, DtypeError, LimitError, Mis
 from attncompiler.runtime.interpreting import SERIAL_SWITCH
 from attncompiler.runtime.operator import Operator
 from attncompiler.runtime.tilelang_launch import check_grid
+from attncompiler.runtime.triton_launch import Tiling
+from tests.triton_calls import engine_of
 
 
 class _Gained(Variant):
@@ -73,6 +75,15 @@ def test_a_tensor_may_be_longer_than_32_bits_count() -> None:
     q, k, v = (torch.randn(1, 2, 5, 16) for _ in range(3))
     wanted = op(q, k, v, table=torch.zeros(9))
     assert torch.equal(op(q, k, v, table=torch.zeros(1).as_strided((2**31 + 5,), (0,))), wanted)
+
+
+def test_warp_groups_apart_are_for_hopper() -> None:
+    op = operator()
+    engine_of(op).tiling = Tiling(128, 128, 8, 2, descriptors=True, apart=True)
+    with pytest.raises(
+        ValueError, match="apart: it is for Hopper and 4, 8 or 12 warps, not for cpu"
+    ):
+        op(**inputs())
 
 
 def test_explain_names_the_backend() -> None:

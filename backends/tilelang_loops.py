@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Lane, Named, Text
-from attncompiler.backends.magnitudes import INT_BOUNDS, bound
+from attncompiler.backends.magnitudes import INT_BOUNDS
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.tilelang_expr import TilelangPrinter
 from attncompiler.backends.triton_loops import (
@@ -26,7 +26,6 @@ from attncompiler.backends.triton_loops import (
 from attncompiler.ir.expr import (
     Dot,
     Expr,
-    Index,
     Load,
     Local,
     OldStat,
@@ -35,11 +34,7 @@ from attncompiler.ir.expr import (
     Stat,
     Value,
     WeightGrad,
-    kind_of,
-    substitute,
 )
-from attncompiler.ir.kernel import Let
-from attncompiler.ir.signs import nonnegative
 
 # What a lane is stored as.
 STORED: dict[Lane, str] = {"f": "float32", "i": "int32", "w": "int64", "o": "int64", "m": "int32"}
@@ -93,6 +88,7 @@ class TilelangLoops(LoopPrinter):
     """Leaves and definitions of TileLang kernels; comes before a Triton printer among a class's bases."""
 
     printer_type: ClassVar[type[ExprPrinter]] = TilelangPrinter
+    narrows: ClassVar[bool] = False
     # Whether scores are the products themselves.
     _plain: bool
 
@@ -179,33 +175,17 @@ class TilelangLoops(LoopPrinter):
             case _:
                 return super()._leaf(printer, expr)
 
-    def define(self, lets: Iterable[Let], *, near: bool = False) -> list[Named]:
-        """Definitions of locals; those of rows are stored, those of keys are names in the loop that reads them.
-
-        No local is ``near`` another: what is scalar is narrowed once a block by the compiler.
-        """
-        found: list[Named] = []
-        printer = self.printer()
+    def made(self, name: str, text: Text) -> tuple[Named, str]:
+        """Values of rows (of keys, where those go down) are stored, others are names in the loop that reads them."""
         first = self.order[0]
-        at = COUNTERS[first]
-        for let in lets:
-            text = printer(let.expr)
-            name = let.local.name
-            if text.axes == frozenset(first):
-                code = f'T.Cast("int32", {text.code})' if text.lane == "m" else text.code
-                found.append(Stored(name, code, STORED[text.lane]))
-                read = f"({name}[{at}] != 0)" if text.lane == "m" else f"{name}[{at}]"
-            else:
-                found.append(
-                    Stored(name, text.code, "") if not text.axes else Named(name, text.code)
-                )
-                read = name
-            self.locals[let.local] = Text(read, text.lane, text.axes)
-            if kind_of(let.local) == "int":
-                self.bounds[name] = bound(let.expr, self.bounds)
-                if nonnegative(substitute(let.expr, self.counts)):
-                    self.counts[let.local] = Index("q")
-        return found
+        if not text.axes:
+            return Stored(name, text.code, ""), name
+        if text.axes != frozenset(first):
+            return Named(name, text.code), name
+        at = f"{name}[{COUNTERS[first]}]"
+        if text.lane == "m":
+            return Stored(name, f'T.Cast("int32", {text.code})', STORED["m"]), f"({at} != 0)"
+        return Stored(name, text.code, STORED[text.lane]), at
 
     def spread(self, text: Text, axes: Axes) -> str:
         """A value of one element is what it is."""

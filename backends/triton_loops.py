@@ -98,6 +98,8 @@ class LoopPrinter:
     """
 
     printer_type: ClassVar[type[ExprPrinter]] = TritonPrinter
+    # Whether the compiler leaves it to us to find the nearest number of 32 bits outside of a loop.
+    narrows: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -138,9 +140,10 @@ class LoopPrinter:
         found, printer = [], self.printer()
         for let in lets:
             text = printer(let.expr)
-            found.append(Named(let.local.name, text.code))
-            self.locals[let.local] = Text(let.local.name, text.lane, text.axes)
-            if near and text.lane == "w":
+            made, read = self.made(let.local.name, text)
+            found.append(made)
+            self.locals[let.local] = Text(read, text.lane, text.axes)
+            if near and self.narrows and text.lane == "w":
                 self.near[let.local] = f"{let.local.name}{_NEAR}"
                 found.append(self._near(let.local))
             if kind_of(let.local) == "int":
@@ -148,6 +151,10 @@ class LoopPrinter:
                 if nonnegative(substitute(let.expr, self.counts)):
                     self.counts[let.local] = Index("q")
         return found
+
+    def made(self, name: str, text: Text) -> tuple[Named, str]:
+        """The definition of a local, and how it is read."""
+        return Named(name, text.code), name
 
     def again(self, lets: Iterable[Let]) -> list[Named]:
         """Definitions that were made before, for another function."""

@@ -1,4 +1,4 @@
-"""Fills the templates of a GPU language, ``templates/<language>``, and adds the functions of its ``math.py`` they call."""
+"""Fills the templates of a GPU language, ``templates/<language>``, and adds what they call of its ``math.py``."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Named, Text
+from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Lane, Named, Text
 from attncompiler.ir.expr import Expr
 
 FLOAT_FUNCTIONS = {
@@ -20,6 +20,10 @@ INT_FUNCTIONS = {
     "floordiv": "floor_divide_int", "mod": "modulo_int", "sign": "sign_int", "bit_length": "bit_length",
     "min": "T.min", "max": "T.max", "abs": "absolute_int",
 }  # fmt: skip
+# TileLang's simplifier takes floats for the numbers of a field: it knows x - x, (x + y) - y, 0 * x, x == x and what is
+# not less. Of these it sees other operators that mean the same and that it leaves as they are.
+_UNSEEN = {"eq": "equal", "ne": "not_equal"}
+_ZERO = "T.float32(0.0)"
 INFINITY = 'T.infinity("float32")'
 
 
@@ -60,7 +64,18 @@ class TilelangPrinter(ExprPrinter):
 
     def negated(self, condition: str) -> str:
         """Whether a truth value is false."""
-        return f"T.Not({condition})"
+        return f"negation({condition})"
+
+    def infix(self, op: str, x: str, y: str, lane: Lane) -> str:
+        """An operator between two numbers of a lane."""
+        if lane == "f":
+            if op in _UNSEEN:
+                return f"{_UNSEEN[op]}({x}, {y})"
+            if op == "sub":
+                return f"({x} + (-{y}))"
+            if op == "mul":
+                return super().infix(op, *("zero()" if z == _ZERO else z for z in (x, y)), lane)
+        return super().infix(op, x, y, lane)
 
     def quotient(self, op: str, x: str, y: str) -> str:
         """A "floordiv" or "mod" of what is not negative."""

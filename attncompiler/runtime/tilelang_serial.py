@@ -23,6 +23,12 @@ _TYPES: dict[str, Any] = {
     "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "float": ctypes.c_float, "bool": ctypes.c_bool,
 }  # fmt: skip
 
+# A function of the devices' libraries that C lacks: as TileLang declares it, and what it is.
+_LEADING_ZEROS = (
+    "int32_t __clzll(int64_t);",
+    "inline int32_t __clzll(int64_t x) { return __builtin_clzll(x); }",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class SerialKernel:
@@ -91,7 +97,7 @@ def _fill(folder: Path, name: str, make: Any, order: Sequence[str], toolchain: T
         made = make()
         lowered = tilelang.lower(made, target="c", target_host="c")
     source = folder / "kernel.cpp"
-    source.write_text(lowered.kernel_source, encoding="utf-8")
+    source.write_text(lowered.kernel_source.replace(*_LEADING_ZEROS), encoding="utf-8")
     found = re.search(r"int32_t attention_kernel\(([^)]*)\);", lowered.kernel_source)
     assert found is not None, "TileLang's C declares its function first"
     meanings = _meanings(made, order)

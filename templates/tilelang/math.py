@@ -15,6 +15,28 @@ def choose(condition, yes, no):
     return T.Select(condition, yes, no)
 
 
+def negation(condition):
+    """Whether a condition is false; of floats, what is not less need not be greater or equal."""
+    if getattr(getattr(condition, "a", None), "dtype", None) == "float32":
+        return T.Select(condition, T.bool(False), T.bool(True))
+    return T.Not(condition)
+
+
+def equal(x, y):
+    """Whether two floats are equal; the simplifier would call a NaN equal to itself."""
+    return (x <= y) & (y <= x)
+
+
+def not_equal(x, y):
+    """Whether two floats differ, or one is NaN."""
+    return T.Select(equal(x, y), T.bool(False), T.bool(True))
+
+
+def zero():
+    """The float 0, of which the simplifier does not know that 0 * x is 0: it is not if x is infinite or NaN."""
+    return library("fabsf", T.float32(0.0))
+
+
 def library(name, *arguments):
     """A function of the device's C library."""
     return T.call_pure_extern("float32", name, *arguments)
@@ -44,13 +66,9 @@ def sign_int(x):
 
 def bit_length(x):
     """The number of bits of abs(x) without leading zeros; 0 for 0."""
-    rest = absolute_int(T.Cast("int64", x))
-    length = T.int32(0)
-    for step in (32, 16, 8, 4, 2, 1):
-        upper = rest >> step
-        length = length + choose(upper > 0, T.int32(step), T.int32(0))
-        rest = choose(upper > 0, upper, rest)
-    return length + T.Cast("int32", rest)
+    size = T.Cast("int64", absolute_int(x))
+    zeros = T.call_pure_extern("int32", "__clzll", size | T.int64(1))
+    return choose(size == 0, T.int32(0), T.int32(64) - zeros)
 
 
 def absolute_int(x):
@@ -60,7 +78,7 @@ def absolute_int(x):
 
 def divide(x, y):
     """x / y, correctly rounded."""
-    return x / y
+    return (zero() if getattr(x, "value", None) == 0 else x) / y
 
 
 def modulo(x, y):
@@ -95,12 +113,12 @@ def sign(x):
 
 def minimum(x, y):
     """The smaller one; NaN where either is."""
-    return choose((x < y) | (x != x), x, y)
+    return choose((x < y) | not_equal(x, x), x, y)
 
 
 def maximum(x, y):
     """The larger one; NaN where either is."""
-    return choose((x > y) | (x != x), x, y)
+    return choose((x > y) | not_equal(x, x), x, y)
 
 
 def reciprocal_square_root(x):

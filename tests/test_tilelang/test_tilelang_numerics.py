@@ -133,3 +133,25 @@ def test_equal_calls_give_equal_bits() -> None:
     ]
     for x, y in zip(*found, strict=True):
         assert torch.equal(x, y)
+
+
+class _NoField(Variant):
+    """Formulas that would be simpler if floats were the numbers of a field."""
+
+    def score(self, s: Any, at: Any) -> Any:
+        unknown = s / (at.q * 0.0)
+        differs = torch.where(unknown != unknown, 0.25, -0.25)
+        same = torch.where(unknown == unknown, 0.5, -0.5)
+        more = torch.where(~(unknown < s), 0.125, -0.125)
+        gone = torch.where(((s * 1e30 * 1e30) * (at.k * 0.0)) < 1.0, 1.0, -1.0)
+        less = torch.where(torch.minimum(unknown, s) <= s, 0.75, -0.75)
+        return s + differs + same + more + gone + less
+
+
+def test_floats_are_not_the_numbers_of_a_field() -> None:
+    """TileLang's simplifier takes them for that: (x + y) - y is x there, and a NaN equal to itself."""
+    op, dense = compile_variant(_NoField, backend="tilelang"), compile_variant(_NoField, "dense")
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 20, 16) for _ in range(3))
+    q[:, :, 3] = k[:, :, 3] = 0.0
+    torch.testing.assert_close(op(q, k, v), dense(q, k, v).float(), rtol=1e-5, atol=1e-5)

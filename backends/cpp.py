@@ -12,6 +12,7 @@ import jinja2
 from attncompiler.backends.cpp_backward_context import BackwardContext
 from attncompiler.backends.cpp_backward_printer import BackwardPrinter
 from attncompiler.backends.cpp_context import Context, Specialization
+from attncompiler.backends.cpp_cut import Schedule
 from attncompiler.backends.cpp_printer import CppPrinter
 from attncompiler.backends.cpp_tile_plan import TilePlanContext, TilePlanPrinter
 from attncompiler.ir.backward import Backward
@@ -22,18 +23,28 @@ __all__ = ["Specialization", "render", "render_backward", "render_tile_plan"]
 
 
 def render(
-    kernel: Kernel, spec: Specialization, title: str, definition: str, regenerate: str
+    kernel: Kernel,
+    spec: Specialization,
+    title: str,
+    definition: str,
+    regenerate: str,
+    tuned: Schedule | None = None,
 ) -> str:
-    """The C++ source of a kernel for one specialization."""
-    context = CppPrinter(kernel, spec).context(title, definition, regenerate)
+    """The C++ source of a kernel for one specialization, cut as usual or, on one kind of processor, as ``tuned``."""
+    context = CppPrinter(kernel, spec, tuned).context(title, definition, regenerate)
     return _filled("forward.cpp.j2", context)
 
 
 def render_backward(
-    backward: Backward, spec: Specialization, title: str, definition: str, regenerate: str
+    backward: Backward,
+    spec: Specialization,
+    title: str,
+    definition: str,
+    regenerate: str,
+    tuned: Schedule | None = None,
 ) -> str:
     """The C++ source of a backward for one specialization, whose ``tensors`` are those the backward reads."""
-    context = BackwardPrinter(backward, spec).context(title, definition, regenerate)
+    context = BackwardPrinter(backward, spec, tuned).context(title, definition, regenerate)
     return _filled("backward.cpp.j2", context)
 
 

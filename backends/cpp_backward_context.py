@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attncompiler.backends.cpp_context import RangesText, Specialization, StatText, TensorText
+from attncompiler.backends.cpp_cut import Schedule
 from attncompiler.backends.cpp_expr import Definition
 
 
@@ -146,8 +147,7 @@ class BackwardContext:
     ranges: RangesText | None
     packs_heads: bool
     masked: bool
-    tile: int
-    matrix_tile: int
+    schedules: list[tuple[str, Schedule]]
     in_place: bool
     pairs: bool
     scale_late: bool

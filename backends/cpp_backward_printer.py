@@ -23,8 +23,10 @@ from attncompiler.backends.cpp_context import (
     Specialization,
     StatText,
 )
+from attncompiler.backends.cpp_cut import Schedule
 from attncompiler.backends.cpp_expr import Definition
 from attncompiler.backends.cpp_loops import LoopPrinter
+from attncompiler.backends.cpp_schedule import schedules
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.ir.backward import Backward, BackwardPass, Scatter
 from attncompiler.ir.expr import (
@@ -43,19 +45,15 @@ from attncompiler.ir.expr import (
 from attncompiler.ir.gradient import Gradient
 from attncompiler.ir.program import ReduceOp, TensorDecl
 
-# Keys in a tile, by whether products may run on pairs of bfloat16, half as long to read. A short tile wastes less on
-# the diagonal of a causal mask and keeps two products of it in the first-level caches. A matrix unit wants multiples
-# of 32.
-TILES = {False: 48, True: 96}
-MATRIX_TILES = {False: 64, True: 96}
-
 
 class BackwardPrinter(LoopPrinter):
     """Builds the template's context for one backward and specialization."""
 
-    def __init__(self, backward: Backward, spec: Specialization) -> None:
+    def __init__(
+        self, backward: Backward, spec: Specialization, tuned: Schedule | None = None
+    ) -> None:
         super().__init__(spec, backward.tensors)
-        self.backward = backward
+        self.backward, self.tuned = backward, tuned
 
     # -- rows before the keys ------------------------------------------------------------------------------------
 
@@ -240,8 +238,7 @@ class BackwardPrinter(LoopPrinter):
             ranges=self.ranges(backward.ranges),
             packs_heads=backward.packs_heads,
             masked=backward.passes[0].mask is not None,
-            tile=TILES[pairs],
-            matrix_tile=MATRIX_TILES[pairs],
+            schedules=schedules("backward", self.spec, self.tuned),
             in_place=self.spec.dtype in ("float32", "float64"),
             pairs=pairs,
             scale_late=pairs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attncompiler.backends.cpp_cut import Schedule
 from attncompiler.backends.cpp_expr import Definition
 
 REAL_BYTES = {"float32": 4, "bfloat16": 4, "float16": 4, "float64": 8}
@@ -171,8 +172,7 @@ class Context:
     ranges: RangesText | None
     packs_heads: bool
     masked: bool
-    tile: int
-    matrix_tile: int
+    schedules: list[tuple[str, Schedule]]
     tiles: int
     in_place: bool
     pairs: bool

@@ -15,8 +15,10 @@ from attncompiler.backends.cpp_context import (
     SweepText,
     WeightText,
 )
+from attncompiler.backends.cpp_cut import Schedule
 from attncompiler.backends.cpp_expr import Definition
 from attncompiler.backends.cpp_loops import LANE_TYPES, LoopPrinter
+from attncompiler.backends.cpp_schedule import schedules
 from attncompiler.backends.names import identifier
 from attncompiler.ir.expr import Call, Dot, Expr, OldStat, Score, Stat, walk
 from attncompiler.ir.kernel import Kernel, KernelPass, StatUpdate, WeightTile
@@ -25,9 +27,9 @@ from attncompiler.ir.kernel import Kernel, KernelPass, StatUpdate, WeightTile
 class CppPrinter(LoopPrinter):
     """Builds the template's context for one kernel and specialization."""
 
-    def __init__(self, kernel: Kernel, spec: Specialization) -> None:
+    def __init__(self, kernel: Kernel, spec: Specialization, tuned: Schedule | None = None) -> None:
         super().__init__(spec, kernel.tensors)
-        self.kernel = kernel
+        self.kernel, self.tuned = kernel, tuned
 
     def pass_text(self, number: int, kernel_pass: KernelPass, earlier: list[str]) -> PassText:
         """One pass; ``earlier`` names the statistics that are final in it."""
@@ -186,8 +188,7 @@ class CppPrinter(LoopPrinter):
             ranges=self.ranges(kernel.ranges),
             packs_heads=kernel.packs_heads,
             masked=any(p.masked for p in passes),
-            tile=96,
-            matrix_tile=64,
+            schedules=schedules("forward", self.spec, self.tuned),
             tiles=max(1, *(len(p.accumulators) for p in passes)),
             in_place=self.spec.dtype in ("float32", "float64"),
             pairs=self.spec.dtype == "bfloat16",

@@ -138,9 +138,9 @@ class ExprPrinter:
         """Whether a truth value is false."""
         raise NotImplementedError
 
-    def infix(self, op: str, x: str, y: str, lane: Lane) -> str:
-        """An operator between two numbers of a lane."""
-        return f"({x} {INFIX[op]} {y})"
+    def infix(self, expr: Call, x: str, y: str, lane: Lane) -> str:
+        """An operator between two numbers of a lane, whose texts are x and y."""
+        return f"({x} {INFIX[expr.op]} {y})"
 
     def quotient(self, op: str, x: str, y: str) -> str:
         """A "floordiv" or "mod" of what is not negative."""
@@ -158,7 +158,7 @@ class ExprPrinter:
         if op in COMPARISONS:
             comparable = self._comparable(args, texts)
             codes, axes = self._together(comparable)
-            return Text(self.infix(op, *codes, comparable[0].lane), "m", axes)
+            return Text(self.infix(expr, codes[0], codes[1], comparable[0].lane), "m", axes)
         if op in ("to_float", "to_int", "to_bool"):
             return self._converted(op, texts[0])
         if kind_of(expr) == "int":
@@ -175,11 +175,11 @@ class ExprPrinter:
             case "not":
                 return Text(self.negated(codes[0]), "m", axes)
             case "and" | "or":
-                return Text(self.infix(op, *codes, "m"), "m", axes)
+                return Text(self.infix(expr, codes[0], codes[1], "m"), "m", axes)
             case "neg":
                 return Text(f"(-{codes[0]})", "f", axes)
             case "add" | "sub" | "mul":
-                return Text(self.infix(op, *codes, "f"), "f", axes)
+                return Text(self.infix(expr, codes[0], codes[1], "f"), "f", axes)
             case "exp2" if expr in self.nonpositive:
                 return Text(f"{self.fast_exp2}({codes[0]})", "f", axes)
             case _:
@@ -216,7 +216,7 @@ class ExprPrinter:
             case "floordiv" | "mod" if self._counts(expr.args[0]) and _positive(expr.args[1]):
                 code = self.quotient(op, codes[0], codes[1])
             case _ if op in INFIX:
-                code = self.infix(op, *codes, lane)
+                code = self.infix(expr, codes[0], codes[1], lane)
             case _:
                 code = f"{self.int_functions[op]}({', '.join(codes)})"
         return Text(code, lane, axes)

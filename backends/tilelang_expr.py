@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attncompiler.backends.gpu_expr import Axes, ExprPrinter, Lane, Named, Text
-from attncompiler.ir.expr import Expr
+from attncompiler.ir.expr import Call, Expr
 
 FLOAT_FUNCTIONS = {
     "div": "divide", "floordiv": "floor_divide", "mod": "modulo", "pow": "power", "sign": "sign",
@@ -66,17 +66,23 @@ class TilelangPrinter(ExprPrinter):
         """Whether a truth value is false."""
         return f"negation({condition})"
 
-    def infix(self, op: str, x: str, y: str, lane: Lane) -> str:
-        """An operator between two numbers of a lane."""
+    def infix(self, expr: Call, x: str, y: str, lane: Lane) -> str:
+        """An operator between two numbers of a lane, whose texts are x and y."""
         if lane == "f":
-            if op in _UNSEEN:
-                return f"{_UNSEEN[op]}({x}, {y})"
-            if op == "sub":
+            if expr.op in _UNSEEN:
+                return f"{_UNSEEN[expr.op]}({x}, {y})"
+            if expr.op == "sub" and _cancels(*expr.args):
                 return f"({x} + (-{y}))"
-            if op == "mul":
-                return super().infix(op, *("zero()" if z == _ZERO else z for z in (x, y)), lane)
-        return super().infix(op, x, y, lane)
+            if expr.op == "mul":
+                x, y = ("zero()" if z == _ZERO else z for z in (x, y))
+        return super().infix(expr, x, y, lane)
 
     def quotient(self, op: str, x: str, y: str) -> str:
         """A "floordiv" or "mod" of what is not negative."""
         return f"T.{'truncdiv' if op == 'floordiv' else 'truncmod'}({x}, {y})"
+
+
+def _cancels(x: Expr, y: Expr) -> bool:
+    """Whether one term of a difference is the other, or a part of it."""
+    sums = [z.args for z in (x, y) if isinstance(z, Call) and z.op == "add"]
+    return x is y or any(z in args for args in sums for z in (x, y))

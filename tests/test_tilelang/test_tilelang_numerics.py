@@ -143,7 +143,7 @@ class _NoField(Variant):
         differs = torch.where(unknown != unknown, 0.25, -0.25)
         same = torch.where(unknown == unknown, 0.5, -0.5)
         more = torch.where(~(unknown < s), 0.125, -0.125)
-        gone = torch.where(((s * 1e30 * 1e30) * (at.k * 0.0)) < 1.0, 1.0, -1.0)
+        gone = torch.where(unknown * 0.0 < 1.0, 1.0, -1.0)
         less = torch.where(torch.minimum(unknown, s) <= s, 0.75, -0.75)
         return s + differs + same + more + gone + less
 

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar, overload
 import torch
 
 from attncompiler.declarations import Tensor
-from attncompiler.errors import InternalError
+from attncompiler.errors import ArgumentsError, InternalError
 from attncompiler.frontend import Trace, trace
 from attncompiler.ir.backward import Backward
 from attncompiler.ir.gradient import Gradient
@@ -88,15 +88,24 @@ def compile(
     backend: Literal["auto", "cpp", "triton", "tilelang"] = "auto",
     *,
     deterministic: bool = True,
+    tune: bool | float = False,
 ) -> Operator: ...
 @overload
 def compile(variant: Variant | type[Variant], backend: Literal["dense"]) -> DenseOperator: ...
 @overload
 def compile(
-    variant: Variant | type[Variant], backend: str, *, deterministic: bool = True
+    variant: Variant | type[Variant],
+    backend: str,
+    *,
+    deterministic: bool = True,
+    tune: bool | float = False,
 ) -> Operator | DenseOperator: ...
 def compile(
-    variant: Variant | type[Variant], backend: str = "auto", *, deterministic: bool = True
+    variant: Variant | type[Variant],
+    backend: str = "auto",
+    *,
+    deterministic: bool = True,
+    tune: bool | float = False,
 ) -> Operator | DenseOperator:
     """The operator of a variant: ``op(q, k, v, **tensors) -> out``.
 
@@ -104,8 +113,10 @@ def compile(
     (on CUDA devices), or ``"auto"``: each call runs where its tensors are. ``"dense"`` is the oracle, slow and only for
     comparing. Equal calls give equal bits; ``deterministic=False`` lets gradients of tensors that many programs of a
     GPU add to differ in their last bits, which saves a run of the backward kernels. Kernels are built when a call first
-    needs them (or by ``op.build``) and kept in the user's cache. Raises a subclass of AttnCompilerError that names the
-    user's line.
+    needs them (or by ``op.build``) and kept in the user's cache. With ``tune`` the first call of each class of sizes
+    looks for the fastest schedule before it runs, for 30 seconds a kernel or as many as given; what it finds is kept,
+    and taken by every later operator of the same formula without being asked. Raises a subclass of AttnCompilerError
+    that names the user's line.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(name=backend, known=", ".join(("auto", *BACKENDS)))
@@ -116,7 +127,21 @@ def compile(
         raise VariantTypeError(found=repr(variant))
     if backend == "dense":
         return DenseOperator(instance)
-    return Operator(compile_levels(trace(instance)), backend, deterministic=deterministic)
+    levels = compile_levels(trace(instance))
+    return Operator(levels, backend, deterministic=deterministic, tune=_seconds(tune))
+
+
+def _seconds(tune: bool | float) -> float | None:
+    """The budget of a search; None for no search."""
+    if isinstance(tune, bool):
+        return 30.0 if tune else None
+    if not isinstance(tune, int | float) or not 0 < tune < float("inf"):
+        raise ArgumentsError(
+            name="compile",
+            detail=f"tune is {tune!r}",
+            fix="give True, False, or the seconds that a search may take",
+        )
+    return float(tune)
 
 
 def compile_levels(traced: Trace) -> Compilation:

@@ -6,8 +6,8 @@ stands in the place of the kind it was measured on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 from attncompiler.backends.cpp_context import PIECES, Specialization
 from attncompiler.backends.cpp_cut import Kind, Machine, Schedule
@@ -39,50 +39,44 @@ def schedules(
     return found
 
 
-def space(kind: Kind, machine: Machine, spec: Specialization) -> Iterator[Schedule]:
+def space(kind: Kind, machine: Machine, spec: Specialization) -> list[Schedule]:
     """Every schedule worth a measurement, the default first."""
     usual = default(kind, machine, spec)
-    yield usual
     matrix = machine == "matrix"
-    tiles = (32, 64, 96, 128, 192) if matrix else (24, 48, 72, 96, 144, 192, 288)
-    # Products of a matrix unit hold their sums in tiles: vectors are what is left.
+    # Products of a matrix unit hold their sums in its own registers: the shape of those of vectors stays.
     registers = [(usual.vectors, usual.keys)] if matrix else _registers(machine)
-    for tile in tiles:
-        for vectors, keys in registers:
-            for rows in (usual.rows,) if matrix else _rows(kind, machine, vectors):
-                for blocks in (4, 8, 16, 32) if matrix else (1, 2, 4, 8):
-                    for slots in (1, 4, 16) if matrix and kind == "forward" else (1,):
-                        for tasks in (2, 4, 8):
-                            made = Schedule(
-                                machine, tile, rows, vectors, keys, blocks, slots, tasks
-                            )
-                            if made != usual:
-                                yield made
+    found = [usual]
+    for (vectors, keys), tile, blocks, slots, tasks in product(
+        registers,
+        (32, 64, 96, 128, 192) if matrix else (48, 72, 96, 144, 192),
+        (4, 8, 16, 32) if matrix else (2, 4, 8),
+        (1, 4, 16) if matrix and kind == "forward" else (1,),
+        (2, 4, 8),
+    ):
+        sizes = (usual.rows,) if matrix else _rows(kind, machine, vectors)
+        found += [
+            Schedule(machine, tile, rows, vectors, keys, blocks, slots, tasks) for rows in sizes
+        ]
+    return list(dict.fromkeys(found))
 
 
 def _registers(machine: Machine) -> list[tuple[int, int]]:
-    """Vectors by keys: as many sums as there are registers for, or a few less."""
+    """Vectors by keys: as many sums as there are registers for."""
     most = _SUMS[machine]
-    shapes = [
-        (1, most // 2),
-        (2, most // 2),
-        (4, most // 4),
-        (2, most // 2 - 2),
-        (4, most // 4 - 1),
-    ]
-    return [(v, k) for v, k in shapes if k >= 2 and k <= 16]
+    return [(vectors, most // vectors) for vectors in (2, 3, 4) if most // vectors >= 3]
 
 
 def _rows(kind: Kind, machine: Machine, vectors: int) -> list[int]:
-    lines = {"64": 1, "32": 2, "16": 4}[machine]  # vectors of a cache line
-    sizes = (2 * lines, 4 * lines, 8 * lines) if kind == "backward" else (vectors, 2 * vectors)
+    """Vectors of rows in a block: a backward takes whole cache lines, or nearly so."""
+    line = 64 // int(machine)
+    sizes = (3 * line, 4 * line) if kind == "backward" else (vectors, 2 * vectors)
     return [n for n in sizes if n % vectors == 0]
 
 
 def _forward(machine: Machine, spec: Specialization) -> Schedule:
     if machine != "matrix":
-        wide = machine == "64"
-        return Schedule(machine, 96, 4 if wide else 2, 4 if wide else 2, 6)
+        vectors, keys = (4, 6) if machine == "64" else (3, 4)
+        return Schedule(machine, 96, vectors, vectors, keys)
     # As many blocks and tiles as leave room in the second-level cache.
     pieces = PIECES[spec.dtype]
     row = (4 + 2 * pieces if pieces > 1 else 2) * spec.head_dim + 4 * spec.value_dim

@@ -34,10 +34,18 @@ _SLOWLY = {
 class Engines:
     """The engines of one operator, each made when a call first needs it."""
 
-    def __init__(self, kernels: Kernels, backend: str, *, deterministic: bool = True) -> None:
+    def __init__(
+        self,
+        kernels: Kernels,
+        backend: str,
+        *,
+        deterministic: bool = True,
+        tune: float | None = None,
+    ) -> None:
         self.kernels = kernels
         self.backend = backend
         self.deterministic = deterministic
+        self.tune = tune
         self._found: dict[str, Engine] = {}
 
     def __getitem__(self, device: str) -> Engine:
@@ -45,7 +53,7 @@ class Engines:
         found = self._found.get(device)
         if found is None:
             make = _ENGINES[self.name(device)]
-            found = self._found[device] = make(self.kernels, self.deterministic)
+            found = self._found[device] = make(self.kernels, self.deterministic, self.tune)
         return found
 
     def of(self, q: Tensor) -> Engine:
@@ -83,12 +91,18 @@ class Engines:
         return self.backend if device == "cpu" and _CHECKS[self.backend]() else ""
 
 
-def _cpp(kernels: Kernels, deterministic: bool) -> Engine:
+def _cpp(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine:
     """Threads never share a sum: there is no other order to allow."""
-    return Launcher(kernels)
+    launcher = Launcher(kernels)
+    if tune is not None:
+        from attncompiler.tuning.cpp_tuner import CppTuner
+        from attncompiler.tuning.tuner import Limits
+
+        launcher.tuner = CppTuner(kernels, Limits(seconds=tune))
+    return launcher
 
 
-def _triton(kernels: Kernels, deterministic: bool) -> Engine:
+def _triton(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine:
     if importlib.util.find_spec("triton") is None:
         raise MissingTritonError
     from attncompiler.runtime.triton_engine import TritonEngine
@@ -99,7 +113,7 @@ def _triton(kernels: Kernels, deterministic: bool) -> Engine:
     return engine
 
 
-def _tilelang(kernels: Kernels, deterministic: bool) -> Engine:
+def _tilelang(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine:
     if importlib.util.find_spec("tilelang") is None:
         raise MissingTilelangError
     from attncompiler.runtime.tilelang_sources import TilelangSources
@@ -110,7 +124,7 @@ def _tilelang(kernels: Kernels, deterministic: bool) -> Engine:
     return engine
 
 
-_ENGINES: dict[str, Callable[[Kernels, bool], Engine]] = {
+_ENGINES: dict[str, Callable[[Kernels, bool, float | None], Engine]] = {
     "cpp": _cpp,
     "triton": _triton,
     "tilelang": _tilelang,

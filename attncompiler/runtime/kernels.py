@@ -6,6 +6,8 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,8 +15,10 @@ import torch
 
 from attncompiler.backends.cpp import Specialization, render, render_backward, render_tile_plan
 from attncompiler.backends.cpp_backward_printer import value_source
+from attncompiler.backends.cpp_cut import Schedule
 from attncompiler.frontend import definition_of
 from attncompiler.ir.backward import Backward
+from attncompiler.ir.expr import Const
 from attncompiler.ir.gradient import Gradient
 from attncompiler.ir.printer import print_program
 from attncompiler.runtime.building import BuiltKernel as BuiltKernel
@@ -23,12 +27,18 @@ from attncompiler.runtime.call_checks import ELEMENT_TYPES
 from attncompiler.runtime.description import backward_signature, forward_signature, plan_signature
 from attncompiler.runtime.library import BackwardLibrary, Library
 from attncompiler.runtime.signature import BackwardSignature
-from attncompiler.runtime.tile_tables import PlanLibrary, TileTables
+from attncompiler.runtime.situation import Situation
+from attncompiler.runtime.tile_tables import PlanLibrary, TileTables, readable
+from attncompiler.runtime.toolchain import find_toolchain
+from attncompiler.tuning.winners import Winners
 
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
 
 T = TypeVar("T")
+
+# Tiles that the density of a mask is counted in; calls whose schedule is remembered.
+_MOST_TILES, _MOST_CHOICES = 1 << 16, 256
 
 
 class Kernels:
@@ -41,10 +51,14 @@ class Kernels:
         self.signature = forward_signature(self.kernel)
         self.kept = self.signature.kept
         self.dot_factor = compilation.plan.program.dot_factor
-        self._libraries: dict[Specialization, Library] = {}
+        self._libraries: dict[tuple[Specialization, Schedule | None], Library] = {}
         self._backward_libraries: dict[
-            tuple[Specialization, frozenset[str]], tuple[BackwardSignature, BackwardLibrary]
+            tuple[Specialization, frozenset[str], Schedule | None],
+            tuple[BackwardSignature, BackwardLibrary],
         ] = {}
+        self._winners: dict[object, Winners] = {}
+        self._chosen: dict[object, Schedule | None] = {}
+        self._fixed: tuple[Schedule | None] | None = None
         self._tables: dict[tuple[str, ...], TileTables] = {}
         self._loops: dict[frozenset[str], Backward] = {}
         self._gradient: Gradient | None = None
@@ -82,32 +96,111 @@ class Kernels:
         """Whether the backward of a type reads an output row before the epilogue that is not the output itself."""
         return value_source(self.gradient, ELEMENT_TYPES[dtype]) == "real"
 
-    def forward(self, dims: tuple[str, int, int], types: tuple[str, ...]) -> Library:
-        """The loaded forward kernel for an element type, head_dim and value_dim, and types of captured tensors."""
+    def forward(
+        self, dims: tuple[str, int, int], types: tuple[str, ...], situation: Situation
+    ) -> Library:
+        """The loaded forward kernel for an element type, head_dim and value_dim, and types of captured tensors.
+
+        It is cut as tuning found best for calls like this one, or as usual.
+        """
         spec = Specialization(*dims, types)
-        library = self._libraries.get(spec)
+        return self.forward_cut(spec, self._tuned(spec, None, situation))
+
+    def forward_cut(self, spec: Specialization, tuned: Schedule | None) -> Library:
+        """The loaded forward kernel, cut as usual or as ``tuned``."""
+        library = self._libraries.get((spec, tuned))
         if library is None:
-            library = loaded(lambda: self.build(spec), lambda p: Library(p, self.signature))
-            self._libraries[spec] = library
+            library = loaded(lambda: self.build(spec, tuned), lambda p: Library(p, self.signature))
+            self._libraries[spec, tuned] = library
         return library
 
     def backward(
-        self, tensors: Mapping[str, str], dims: tuple[str, int, int], wanted: frozenset[str]
+        self,
+        tensors: Mapping[str, str],
+        dims: tuple[str, int, int],
+        wanted: frozenset[str],
+        situation: Situation,
     ) -> tuple[BackwardSignature, BackwardLibrary]:
         """The signature and the loaded kernel of the backward that gives gradients to the tensors in ``wanted``.
 
         ``dims`` are the element type, head_dim and value_dim, ``tensors`` the types of captured tensors by name.
         """
-        loops = self.loops(wanted)
-        spec = Specialization(*dims, tuple(tensors[t.name] for t in loops.tensors))
-        found = self._backward_libraries.get((spec, wanted))
+        spec = self.backward_specialization(tensors, dims, wanted)
+        return self.backward_cut(spec, wanted, self._tuned(spec, wanted, situation))
+
+    def backward_cut(
+        self, spec: Specialization, wanted: frozenset[str], tuned: Schedule | None
+    ) -> tuple[BackwardSignature, BackwardLibrary]:
+        """The signature and the loaded kernel of a backward, cut as usual or as ``tuned``."""
+        found = self._backward_libraries.get((spec, wanted, tuned))
         if found is None:
-            signature = backward_signature(loops)
+            signature = backward_signature(self.loops(wanted))
             library = loaded(
-                lambda: self.build_backward(spec, wanted), lambda p: BackwardLibrary(p, signature)
+                lambda: self.build_backward(spec, wanted, tuned),
+                lambda p: BackwardLibrary(p, signature),
             )
-            found = self._backward_libraries[spec, wanted] = signature, library
+            found = self._backward_libraries[spec, wanted, tuned] = signature, library
         return found
+
+    def backward_specialization(
+        self, tensors: Mapping[str, str], dims: tuple[str, int, int], wanted: frozenset[str]
+    ) -> Specialization:
+        """What a backward fixes; ``tensors`` are the types of captured tensors by name."""
+        return Specialization(*dims, tuple(tensors[t.name] for t in self.loops(wanted).tensors))
+
+    # -- schedules ---------------------------------------------------------------------------------------------
+
+    def winners(self, spec: Specialization, wanted: frozenset[str] | None) -> Winners:
+        """What tuning found for the forward, or for the backward that gives gradients to ``wanted``."""
+        found = self._winners.get((spec, wanted))
+        if found is None:
+            source = self.source(spec) if wanted is None else self.backward_source(spec, wanted)
+            found = Winners(self.name, source, find_toolchain())
+            self._winners[spec, wanted] = found
+        return found
+
+    def cut(self, tuned: Schedule | None) -> Kernels:
+        """These kernels, every call's cut as usual or as ``tuned`` whatever the records say."""
+        made = copy(self)
+        made._fixed = (tuned,)
+        return made
+
+    def forget_choices(self) -> None:
+        """Look for records again at the next call: tuning has written some."""
+        self._chosen.clear()
+
+    def density(self, dtype: str, situation: Situation) -> float:
+        """The share of pairs that lie in visited tiles of a usual size."""
+        return self.visited(dtype, situation, 64, 64)
+
+    def visited(self, dtype: str, situation: Situation, rows: int, keys: int) -> float:
+        """The share of tiles that are not empty, of so many rows and keys, or larger ones where these are too many."""
+        if self.compilation.plan.program.mask is Const(True):
+            return 1.0
+        plan, sizes = self.compilation.tile_plan, situation.sizes
+        given = {t.name: readable(situation.tensors[t.name]) for t in plan.tensors}
+        types = {n: str(x.dtype).removeprefix("torch.") for n, x in given.items()}
+        while (sizes.queries // rows + 1) * (sizes.keys // keys + 1) > _MOST_TILES:
+            rows, keys = 2 * rows, 2 * keys
+        states, _ = self.planner(dtype, types).library(
+            sizes, situation.q_start, situation.params, given, (rows, keys)
+        )
+        return (states != 0).double().mean().item() if states.numel() else 1.0
+
+    def _tuned(
+        self, spec: Specialization, wanted: frozenset[str] | None, situation: Situation
+    ) -> Schedule | None:
+        if self._fixed is not None:
+            return self._fixed[0]
+        key = (spec, wanted, situation.sizes, situation.q_start, situation.threads)
+        if key not in self._chosen:
+            if len(self._chosen) >= _MOST_CHOICES:
+                self._chosen.clear()
+            density = partial(self.density, spec.dtype, situation)
+            self._chosen[key] = self.winners(spec, wanted).find(situation, density)
+        return self._chosen[key]
+
+    # ----------------------------------------------------------------------------------------------------------
 
     def loops(self, wanted: frozenset[str]) -> Backward:
         """The backward that gives gradients to the tensors in ``wanted``, as loops."""
@@ -147,16 +240,21 @@ class Kernels:
             self.compilation.tile_plan, spec, title, definition_of(self.compilation.trace)
         )
 
-    def build(self, spec: Specialization) -> BuiltKernel:
+    def build(self, spec: Specialization, tuned: Schedule | None = None) -> BuiltKernel:
         """The forward kernel of a specialization on disk."""
-        return build(self.name, f"{spec.dtype}_d{spec.head_dim}", lambda: self.source(spec))
+        suffix = f"{spec.dtype}_d{spec.head_dim}"
+        return build(self.name, suffix, lambda: self.source(spec, tuned))
 
-    def build_backward(self, spec: Specialization, wanted: frozenset[str]) -> BuiltKernel:
+    def build_backward(
+        self, spec: Specialization, wanted: frozenset[str], tuned: Schedule | None = None
+    ) -> BuiltKernel:
         """The backward kernel of a specialization on disk."""
         suffix = f"backward_{spec.dtype}_d{spec.head_dim}"
-        return build(self.name, suffix, lambda: self.backward_source(spec, wanted))
+        return build(self.name, suffix, lambda: self.backward_source(spec, wanted, tuned))
 
-    def backward_source(self, spec: Specialization, wanted: frozenset[str]) -> str:
+    def backward_source(
+        self, spec: Specialization, wanted: frozenset[str], tuned: Schedule | None = None
+    ) -> str:
         """The C++ source of a backward kernel."""
         title = f"{self.name}: fused attention backward, {spec.dtype}, head_dim {spec.head_dim}"
         return render_backward(
@@ -165,9 +263,10 @@ class Kernels:
             title=f"{title}, value_dim {spec.value_dim}, generated by attncompiler.",
             definition=definition_of(self.compilation.trace),
             regenerate=self._command(spec, " --backward"),
+            tuned=tuned,
         )
 
-    def source(self, spec: Specialization) -> str:
+    def source(self, spec: Specialization, tuned: Schedule | None = None) -> str:
         """The C++ source of a forward kernel."""
         title = f"{self.name}: fused attention forward, {spec.dtype}, head_dim {spec.head_dim}"
         return render(
@@ -176,6 +275,7 @@ class Kernels:
             title=f"{title}, value_dim {spec.value_dim}, generated by attncompiler.",
             definition=definition_of(self.compilation.trace),
             regenerate=self._command(spec),
+            tuned=tuned,
         )
 
     def command(self, options: str) -> str:

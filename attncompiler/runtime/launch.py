@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from attncompiler.runtime.call_checks import (
 )
 from attncompiler.runtime.library import Layout, Library
 from attncompiler.runtime.signature import Described, KernelSet, real_of
+from attncompiler.runtime.situation import Situation
 from attncompiler.runtime.tile_tables import Sizes, TileTables, readable
 
 
@@ -83,6 +85,16 @@ class Site:
     tables: TileTables | None
 
 
+class Tuner(Protocol):
+    """What a launcher asks to find the best kernel before a call of a new kind; its arguments are the call's."""
+
+    def forward(self, *call: Any) -> None:
+        """Before ``Launcher.forward``."""
+
+    def backward(self, *call: Any, **named: Any) -> None:
+        """Before ``Launcher.backward``."""
+
+
 class Launcher:
     """Runs the forward kernels of one compilation on real tensors."""
 
@@ -91,6 +103,11 @@ class Launcher:
         self._dot_factor = kernels.dot_factor
         self._none_kept = (None,) * len(kernels.signature.kept)
         self._sites: dict[tuple[object, ...], Site] = {}
+        self.tuner: Tuner | None = None
+
+    def forget(self) -> None:
+        """Choose kernels anew at the next calls."""
+        self._sites.clear()
 
     def forward(
         self,
@@ -117,7 +134,10 @@ class Launcher:
             key += (x.shape, x.stride(), x.dtype)
         site = self._sites.get(key)
         if site is None:
-            site = self._checked(q, k, v, captured, q_start)
+            site = self._checked(q, k, v, captured, q_start, numbers)
+            if self.tuner is not None:
+                self.tuner.forward(q, k, v, captured, q_start, scale, numbers, stats, train)
+                site = self._checked(q, k, v, captured, q_start, numbers)
             if len(self._sites) >= _MOST_SITES:
                 self._sites.clear()
             self._sites[key] = site
@@ -190,9 +210,23 @@ class Launcher:
         kernels = self.kernels
         q, k, v = inputs
         types_of = check_backward(kernels, inputs, grad, kept_grads, tensors, q_start, saved, value)
-        signature, library = kernels.backward(
-            types_of, (ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]), wanted
-        )
+        if self.tuner is not None:
+            self.tuner.backward(
+                inputs,
+                grad,
+                kept_grads,
+                tensors,
+                q_start=q_start,
+                scale=scale,
+                params=params,
+                saved=saved,
+                value=value,
+                wants=wants,
+                wanted=wanted,
+            )
+        dims = ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
+        situation = Situation(Sizes.of(q, k), q_start, params, tensors)
+        signature, library = kernels.backward(types_of, dims, wanted, situation)
         tables = kernels.tables(ELEMENT_TYPES[q.dtype], types_of)
         table = None
         if tables is not None:
@@ -217,7 +251,13 @@ class Launcher:
         )
 
     def _checked(
-        self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor], q_start: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        captured: Sequence[Tensor],
+        q_start: int,
+        numbers: Sequence[float],
     ) -> Site:
         check_inputs(q, k, v, q_start)
         if q.dtype in EIGHT_BITS:
@@ -225,15 +265,16 @@ class Launcher:
         types = check_tensors(
             self.kernels.name, self.kernels.signature.tensors, captured, sizes_of(q, v), q.device
         )
-        dims = q.shape[3], v.shape[3]
-        library = self.kernels.forward((ELEMENT_TYPES[q.dtype], *dims), types)
+        sizes, names = Sizes.of(q, k), [t.name for t in self.kernels.signature.tensors]
+        params = {p.name: x for p, x in zip(self.kernels.signature.params, numbers, strict=True)}
+        situation = Situation(sizes, q_start, params, dict(zip(names, captured, strict=True)))
+        dims = ELEMENT_TYPES[q.dtype], q.shape[3], v.shape[3]
+        library = self.kernels.forward(dims, types, situation)
         shape = (*q.shape[:3], v.shape[3])
         out = torch.empty(shape, dtype=q.dtype, device="meta")
         layout = library.layout(q, k, v, out, [readable(x) for x in captured])
         holes = any(x.numel() == 0 for x in captured)
-        names = (t.name for t in self.kernels.signature.tensors)
-        tables = self.kernels.tables(ELEMENT_TYPES[q.dtype], dict(zip(names, types, strict=True)))
-        sizes = Sizes.of(q, k)
+        tables = self.kernels.tables(dims[0], dict(zip(names, types, strict=True)))
         return Site(library, layout, shape, LARGEST_POSITION - q.shape[2], holes, sizes, tables)
 
 

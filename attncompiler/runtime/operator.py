@@ -65,13 +65,18 @@ class Operator:
     """
 
     def __init__(
-        self, compilation: Compilation, backend: str = "auto", *, deterministic: bool = True
+        self,
+        compilation: Compilation,
+        backend: str = "auto",
+        *,
+        deterministic: bool = True,
+        tune: float | None = None,
     ) -> None:
         self.compilation = compilation
         self.variant = compilation.trace.variant
         self.name = compilation.plan.program.name
         self._kernels = Kernels(compilation)
-        self._engines = Engines(self._kernels, backend, deterministic=deterministic)
+        self._engines = Engines(self._kernels, backend, deterministic=deterministic, tune=tune)
         self._run = Dispatch(self._engines)
         self._registered = self._run.registered
         self._prepares = getattr(self.variant, "prepare", None) is not None
@@ -105,8 +110,10 @@ class Operator:
         """Pickle and copy the variant; loaded kernels belong to a process, which finds them in the cache again."""
         from attncompiler.compiler import compile as compile_variant
 
-        again = partial(compile_variant, deterministic=self._engines.deterministic)
-        return again, (self.variant, self._engines.backend)
+        engines = self._engines
+        tune = False if engines.tune is None else engines.tune
+        again = partial(compile_variant, deterministic=engines.deterministic, tune=tune)
+        return again, (self.variant, engines.backend)
 
     @shows_call
     def __call__(
@@ -319,7 +326,8 @@ def _compile_listed(number: int, rows: int, columns: int, batch: bool, heads: He
         trace, table = restricted(operator.compilation.trace, Form((rows, columns), batch, heads))
         engines = operator._engines
         levels = apart(lambda: compile_levels(trace))
-        made = Operator(levels, engines.backend, deterministic=engines.deterministic)
+        options: Any = {"deterministic": engines.deterministic, "tune": engines.tune}
+        made = Operator(levels, engines.backend, **options)
         made._table = table
         setattr(operator._listed, name, made)
     return name

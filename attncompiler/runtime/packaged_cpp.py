@@ -11,6 +11,7 @@ from attncompiler.runtime.launch import Launcher as PackagedEngine
 from attncompiler.runtime.library import BackwardLibrary, Library
 from attncompiler.runtime.manifest import Json, ManifestKernels, backward_signature, plan_signature
 from attncompiler.runtime.signature import BackwardSignature
+from attncompiler.runtime.situation import Situation
 from attncompiler.runtime.tile_tables import PlanLibrary, TileTables
 
 __all__ = ["PackagedEngine", "PackagedKernels"]
@@ -28,7 +29,9 @@ class PackagedKernels(ManifestKernels):
         self._tables: dict[object, TileTables] = {}
         self._lock = threading.RLock()
 
-    def forward(self, dims: tuple[str, int, int], types: tuple[str, ...]) -> Library:
+    def forward(
+        self, dims: tuple[str, int, int], types: tuple[str, ...], situation: Situation
+    ) -> Library:
         """The loaded forward kernel for an element type, head_dim and value_dim, and types of captured tensors."""
         found = self._forwards.get((dims, types))
         if found is None:
@@ -39,7 +42,11 @@ class PackagedKernels(ManifestKernels):
         return found
 
     def backward(
-        self, tensors: Mapping[str, str], dims: tuple[str, int, int], wanted: frozenset[str]
+        self,
+        tensors: Mapping[str, str],
+        dims: tuple[str, int, int],
+        wanted: frozenset[str],
+        situation: Situation,
     ) -> tuple[BackwardSignature, BackwardLibrary]:
         """The signature and the loaded kernel of the smallest backward that gives gradients to all in ``wanted``."""
         key = (tuple(tensors.items()), dims, wanted)

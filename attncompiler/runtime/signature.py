@@ -16,6 +16,7 @@ from attncompiler.ir.declared import ParamDecl, TensorDecl
 
 if TYPE_CHECKING:
     from attncompiler.runtime.library import BackwardLibrary, Library
+    from attncompiler.runtime.situation import Situation
     from attncompiler.runtime.tile_tables import TileTables
 
 
@@ -126,16 +127,22 @@ class Described(Protocol):
 class KernelSet(Described, Protocol):
     """The C++ kernels of one variant, as launches use them."""
 
-    def forward(self, dims: tuple[str, int, int], types: tuple[str, ...]) -> Library:
-        """The loaded forward kernel for an element type, head_dim and value_dim.
+    def forward(
+        self, dims: tuple[str, int, int], types: tuple[str, ...], situation: Situation
+    ) -> Library:
+        """The loaded forward kernel for an element type, head_dim and value_dim, cut for calls like this one.
 
         ``types`` are those of the captured tensors, in order.
         """
 
     def backward(
-        self, tensors: Mapping[str, str], dims: tuple[str, int, int], wanted: frozenset[str]
+        self,
+        tensors: Mapping[str, str],
+        dims: tuple[str, int, int],
+        wanted: frozenset[str],
+        situation: Situation,
     ) -> tuple[BackwardSignature, BackwardLibrary]:
-        """The loaded backward that gives gradients to the tensors in ``wanted``, at least.
+        """The loaded backward that gives gradients to the tensors in ``wanted``, at least, cut for calls like this one.
 
         ``tensors`` gives the types of captured tensors by name.
         """

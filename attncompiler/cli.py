@@ -17,6 +17,7 @@ from attncompiler.commands.check import check
 from attncompiler.commands.explain import explain
 from attncompiler.commands.list import list_
 from attncompiler.commands.new import new
+from attncompiler.commands.tune import tune
 from attncompiler.errors import AttnCompilerError
 from attncompiler.variant_file import UsageError
 
@@ -30,10 +31,11 @@ def app() -> None:
     attncompiler new my_attention         write a commented starter file
     attncompiler check my_attention.py    compare its kernel with its definition
     attncompiler bench my_attention.py    compare its speed with PyTorch
+    attncompiler tune my_attention.py     find the fastest schedule for this machine
     """
 
 
-for command in (new, build, check, explain, bench, list_):
+for command in (new, build, check, explain, bench, tune, list_):
     app.add_command(command)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class PackagedKernel:
     """One kernel: its path in the package, its source, its entry in the manifest, and the library built of it here.
 
+    ``more`` are the paths and sources of the same kernel as tuning cut it.
+
     ``ManifestKernels.find`` (``runtime/manifest.py``) chooses by the entry's ``backend``, ``kind`` (forward, backward,
     tiles), ``dtype``, ``head_dim``, ``value_dim``, ``tensors`` (types by name) and ``wanted`` (those with gradients).
     """
@@ -26,6 +28,7 @@ class PackagedKernel:
     source: str
     entry: dict[str, Any]
     built: BuiltKernel | None = None
+    more: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(

@@ -75,6 +75,7 @@ def package_files(
         "README.md": rendered("readme.md.j2", context),
         "py.typed": "",
         **{kernel.path: kernel.source for kernel in kernels},
+        **{path: source for kernel in kernels for path, source in kernel.more},
         **definition.files(),
         **binaries,
         **_run_time(request),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attncompiler.artifact.backend import Backend, PackagedKernel
 from attncompiler.artifact.program import program_entry
 from attncompiler.artifact.specialize import Wanted
 from attncompiler.backends.cpp import Specialization
+from attncompiler.backends.cpp_cut import Schedule
 from attncompiler.ir.program import TensorDecl
 from attncompiler.runtime.building import BuiltKernel
 from attncompiler.runtime.description import backward_signature, plan_signature
 from attncompiler.runtime.kernels import Kernels
+from attncompiler.tuning.winners import Winners
 
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
@@ -29,9 +32,12 @@ def packaged_kernels(
     kernels = Kernels(compilation)
     name, kernel = kernels.name, compilation.kernel
     for spec in wanted:
-        built = kernels.build(_specialization(spec, kernel.tensors))
+        specialization = _specialization(spec, kernel.tensors)
+        built = kernels.build(specialization)
         types = _types(spec, kernel.tensors)
-        yield _packaged(name, built, "forward", spec, types)
+        packaged = _packaged(name, built, "forward", spec, types)
+        winners = kernels.winners(specialization, None)
+        yield _with_tuned(packaged, winners, partial(kernels.source, specialization))
     if kernel.planned:
         yield from _planners(kernels, wanted)
     if not backward:
@@ -39,8 +45,9 @@ def packaged_kernels(
     for spec in wanted:
         for learns in dict.fromkeys((kernels.learns, frozenset[str]())):
             loops = kernels.loops(learns)
-            built = kernels.build_backward(_specialization(spec, loops.tensors), learns)
-            yield _packaged(
+            specialization = _specialization(spec, loops.tensors)
+            built = kernels.build_backward(specialization, learns)
+            packaged = _packaged(
                 name,
                 built,
                 "backward",
@@ -50,6 +57,25 @@ def packaged_kernels(
                 wanted=sorted(learns),
                 signature=asdict(backward_signature(loops)),
             )
+            winners = kernels.winners(specialization, learns)
+            print_source = partial(kernels.backward_source, specialization, learns)
+            yield _with_tuned(packaged, winners, print_source)
+
+
+def _with_tuned(
+    kernel: PackagedKernel, winners: Winners, print_source: Callable[[Schedule], str]
+) -> PackagedKernel:
+    """A kernel with what tuning found here: a file for each schedule, and which calls take it."""
+    files: dict[Schedule, str] = {}
+    tuned = []
+    for bucket, record in winners.all():
+        cut = Schedule(**record.choice)
+        if record.ratio == 1.0:
+            continue
+        path = files.setdefault(cut, f"{kernel.path.removesuffix('.cpp')}_{len(files) + 1}.cpp")
+        tuned.append({"calls": asdict(bucket), "file": path, "schedule": asdict(cut)})
+    more = tuple((path, print_source(cut)) for cut, path in files.items())
+    return replace(kernel, entry=kernel.entry | {"tuned": tuned}, more=more)
 
 
 def _planners(kernels: Kernels, wanted: Sequence[Wanted]) -> Iterator[PackagedKernel]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
@@ -42,6 +42,7 @@ from attncompiler.user_code import shows_call
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
     from attncompiler.tile_map import TileMap
+    from attncompiler.tuning.cpp_tuner import Tuned
 
 __all__ = ["BuiltKernel", "Operator"]
 
@@ -193,6 +194,39 @@ class Operator:
         buffer; numbers fix parameters of the variant. What is not given stays an argument of the call.
         """
         return AttentionModule(self, initial)
+
+    def tune(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        backward: bool = False,
+        seconds: float = 30.0,
+        again: bool = False,
+        progress: Callable[[str, Any], None] | None = None,
+        **arguments: Any,
+    ) -> list[Tuned]:
+        """Look for the fastest schedule for calls like this one, and keep it in the user's cache.
+
+        ``backward`` tunes the kernel of the gradients of q, k, v and of tensors that require them too. A search lasts
+        ``seconds`` for a kernel, or less where nothing better turns up; it measures on the tensors that are given:
+        their sizes, to a factor of 2, and the mask say which calls the result is for. What is known already is not
+        measured ``again`` unless asked. ``progress(kind, step)`` hears of every step. ``arguments`` are those of a
+        call. Returns what was found, one entry a kernel. Raises what a call raises, and CacheError where results cannot
+        be kept.
+        """
+        from attncompiler.tuning.tune import tune_operator
+
+        return tune_operator(
+            self,
+            (q, k, v),
+            arguments,
+            backward=backward,
+            seconds=seconds,
+            again=again,
+            progress=progress,
+        )
 
     def build(
         self,

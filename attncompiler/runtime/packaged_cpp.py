@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from attncompiler.runtime.building import BuiltKernel, build, loaded
@@ -24,8 +25,8 @@ class PackagedKernels(ManifestKernels):
 
     def __init__(self, folder: Path, manifest: Json) -> None:
         super().__init__(folder, manifest)
-        self._forwards: dict[object, Library] = {}
-        self._backwards: dict[object, tuple[BackwardSignature, BackwardLibrary]] = {}
+        self._forwards: dict[str, Library] = {}
+        self._backwards: dict[str, tuple[BackwardSignature, BackwardLibrary]] = {}
         self._tables: dict[object, TileTables] = {}
         self._lock = threading.RLock()
 
@@ -33,12 +34,13 @@ class PackagedKernels(ManifestKernels):
         self, dims: tuple[str, int, int], types: tuple[str, ...], situation: Situation
     ) -> Library:
         """The loaded forward kernel for an element type, head_dim and value_dim, and types of captured tensors."""
-        found = self._forwards.get((dims, types))
+        names = (t.name for t in self.signature.tensors)
+        kernel = self.find("forward", dims, dict(zip(names, types, strict=True)))
+        file = _file_for(kernel, situation)
+        found = self._forwards.get(file)
         if found is None:
-            names = (t.name for t in self.signature.tensors)
-            kernel = self.find("forward", dims, dict(zip(names, types, strict=True)))
-            found = loaded(lambda: self.build(kernel), lambda p: Library(p, self.signature))
-            self._forwards[dims, types] = found
+            found = loaded(lambda: self.build(kernel, file), lambda p: Library(p, self.signature))
+            self._forwards[file] = found
         return found
 
     def backward(
@@ -49,13 +51,15 @@ class PackagedKernels(ManifestKernels):
         situation: Situation,
     ) -> tuple[BackwardSignature, BackwardLibrary]:
         """The signature and the loaded kernel of the smallest backward that gives gradients to all in ``wanted``."""
-        key = (tuple(tensors.items()), dims, wanted)
-        found = self._backwards.get(key)
+        kernel = self.find("backward", dims, tensors, wanted)
+        file = _file_for(kernel, situation)
+        found = self._backwards.get(file)
         if found is None:
-            kernel = self.find("backward", dims, tensors, wanted)
             signature = backward_signature(kernel)
-            library = loaded(lambda: self.build(kernel), lambda p: BackwardLibrary(p, signature))
-            found = self._backwards[key] = signature, library
+            library = loaded(
+                lambda: self.build(kernel, file), lambda p: BackwardLibrary(p, signature)
+            )
+            found = self._backwards[file] = signature, library
         return found
 
     def tables(self, dtype: str, types: Mapping[str, str]) -> TileTables | None:
@@ -68,11 +72,22 @@ class PackagedKernels(ManifestKernels):
             if found is None:
                 kernel = self.find("tiles", (real, 1, 1), types)
                 plan = plan_signature(kernel)
-                library = loaded(lambda: self.build(kernel), lambda p: PlanLibrary(p, plan))
+                file: str = kernel["file"]
+                library = loaded(lambda: self.build(kernel, file), lambda p: PlanLibrary(p, plan))
                 found = self._tables[real, *types.items()] = TileTables(library)
             return found
 
-    def build(self, kernel: Json) -> BuiltKernel:
-        """One of the listed kernels on disk."""
-        source = self.folder / kernel["file"]
-        return build(self.name, kernel["entry"], source.read_text)
+    def build(self, kernel: Json, file: str) -> BuiltKernel:
+        """One of the listed kernels on disk, from one of its sources."""
+        return build(self.name, kernel["entry"], (self.folder / file).read_text)
+
+
+def _file_for(kernel: Json, situation: Situation) -> str:
+    """The source that tuning found best for calls of these sizes, or the usual one.
+
+    How dense the mask is, is not asked here: of several results that of the densest counts.
+    """
+    like = asdict(situation.bucket(1.0))
+    fitting = [t for t in kernel["tuned"] if {**t["calls"], "density": like["density"]} == like]
+    best = max(fitting, key=lambda t: float(t["calls"]["density"]), default=kernel)
+    return str(best["file"])

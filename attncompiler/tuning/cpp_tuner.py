@@ -117,11 +117,11 @@ class CppTuner:
         words = f"{kind} {spec.dtype} {sizes}"
 
         def log(step: Step[Schedule]) -> None:
-            winners.keep(bucket, _record(search.trials, words, None))
+            winners.keep(bucket, _record(bucket, search.trials, words, None))
             self.hear(kind, step)
 
         outcome = search.run(self.limits, log)
-        winners.keep(bucket, _record(outcome.trials, words, outcome))
+        winners.keep(bucket, _record(bucket, outcome.trials, words, outcome))
         self.kernels.forget_choices()
         self.found.append(
             Tuned(
@@ -175,12 +175,17 @@ def pair_work(kernels: Kernels, wanted: frozenset[str] | None) -> PairWork:
 
 
 def _record(
-    trials: Mapping[Schedule, float], words: str, outcome: Outcome[Schedule] | None
+    bucket: Bucket,
+    trials: Mapping[Schedule, float],
+    words: str,
+    outcome: Outcome[Schedule] | None,
 ) -> Record:
     listed = tuple((asdict(cut), ratio) for cut, ratio in trials.items())
     if outcome is None:
-        return Record({}, 1.0, 0.0, listed, words)
-    return Record(asdict(outcome.winner), outcome.ratio, outcome.seconds, listed, words)
+        return Record(asdict(bucket), {}, 1.0, 0.0, listed, words)
+    return Record(
+        asdict(bucket), asdict(outcome.winner), outcome.ratio, outcome.seconds, listed, words
+    )
 
 
 def _name(x: Tensor) -> str:

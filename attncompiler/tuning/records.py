@@ -28,11 +28,12 @@ FOLDER = "tuned"
 class Record:
     """What is known of one class of calls.
 
-    ``choice`` are the fields of the winning schedule, empty while the search is not complete; ``ratio`` is its time
-    over that of the default, ``seconds`` its time for one call. ``trials`` are the fields of all measured schedules
-    with their ratios. ``call`` says which call was measured, in words.
+    ``bucket`` are the fields of that class. ``choice`` are the fields of the winning schedule, empty while the search
+    is not complete; ``ratio`` is its time over that of the default, ``seconds`` its time for one call. ``trials`` are
+    the fields of all measured schedules with their ratios. ``call`` says which call was measured, in words.
     """
 
+    bucket: dict[str, Any]
     choice: dict[str, Any]
     ratio: float
     seconds: float

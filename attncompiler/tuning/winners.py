@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attncompiler.backends.cpp_cut import Schedule
 from attncompiler.runtime.cache import content_key
 from attncompiler.runtime.situation import Bucket, Situation
 from attncompiler.runtime.toolchain import Toolchain
-from attncompiler.tuning.records import Record, folder_of, read, write
+from attncompiler.tuning.records import Record, folder_of, read, records, write
 
 
 def key_of(source: str, toolchain: Toolchain) -> str:
@@ -40,6 +40,13 @@ class Winners:
     def record(self, bucket: Bucket) -> Record | None:
         """What is known of a class of calls."""
         return read(self.folder, str(bucket))
+
+    def all(self) -> Iterator[tuple[Bucket, Record]]:
+        """Every class of calls with a complete record."""
+        for name, record in records(self.folder):
+            bucket = Bucket(**record.bucket)
+            if str(bucket) == name:
+                yield bucket, record
 
     def keep(self, bucket: Bucket, record: Record) -> None:
         """Write a record. Raises CacheError."""

@@ -1,0 +1,84 @@
+"""Tunes an operator's kernels on one call: what ``Operator.tune`` and ``attncompiler tune`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from attncompiler.errors import ArgumentsError
+from attncompiler.runtime.launch import Launcher
+from attncompiler.tuning.cpp_tuner import CppTuner, Tuned
+from attncompiler.tuning.tuner import Limits, Step
+
+if TYPE_CHECKING:
+    from attncompiler.runtime.operator import Operator
+
+Hear = Callable[[str, Step[Any]], None]
+
+
+def tune_operator(
+    operator: Operator,
+    tokens: tuple[Tensor, Tensor, Tensor],
+    arguments: dict[str, Any],
+    *,
+    backward: bool,
+    seconds: float,
+    again: bool,
+    progress: Hear | None,
+) -> list[Tuned]:
+    """What was found for the kernels of a call, one after the other; see ``Operator.tune``."""
+    if not seconds > 0:
+        raise ArgumentsError(
+            name="tune", detail=f"seconds is {seconds!r}", fix="give a positive number"
+        )
+    if arguments.get("sparsity") is not None:
+        raise ArgumentsError(
+            name="tune",
+            detail="calls with sparsity= run kernels of their own",
+            fix="leave sparsity away, or compile with tune=True, which tunes those too",
+        )
+    engine = operator._engines.of(tokens[0])
+    if not isinstance(engine, Launcher):
+        raise ArgumentsError(
+            name="tune",
+            detail="only the C++ kernels have a tuner; those of GPUs choose among their configurations by what fits",
+            fix="pass tensors on the CPU",
+        )
+    tuner = CppTuner(operator._kernels, Limits(seconds), again=again)
+    if progress is not None:
+        tuner.hear = progress
+    before, engine.tuner = engine.tuner, tuner
+    engine.forget()
+    try:
+        _run(operator, tokens, arguments, backward=backward)
+    finally:
+        engine.tuner = before
+        engine.forget()
+    return tuner.found
+
+
+def _run(
+    operator: Operator,
+    tokens: tuple[Tensor, Tensor, Tensor],
+    arguments: dict[str, Any],
+    *,
+    backward: bool,
+) -> None:
+    if not backward:
+        with torch.no_grad():
+            operator(*tokens, **arguments)
+        return
+    leaves = tuple(x.detach().requires_grad_() for x in tokens)
+    given: dict[str, Any] = {
+        name: x.detach().requires_grad_()
+        if isinstance(x, Tensor) and x.is_floating_point() and x.requires_grad
+        else x
+        for name, x in arguments.items()
+    }
+    with torch.enable_grad():
+        out = operator(*leaves, **given)
+        out = out[0] if isinstance(out, tuple) else out
+        out.backward(torch.ones_like(out))

@@ -143,7 +143,9 @@ def test_the_key_covers_every_option_of_code_generation(monkeypatch: pytest.Monk
 
 
 def test_the_key_leaves_out_what_stands_above_the_code() -> None:
-    source = compile_variant(_Biased)._kernels.source(Specialization("float32", 64, 64, ("float32",)))
+    source = compile_variant(_Biased)._kernels.source(
+        Specialization("float32", 64, 64, ("float32",))
+    )
     code = source[source.index("#include") :]
     tools = find_toolchain()
     assert source.startswith("// ")

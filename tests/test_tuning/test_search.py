@@ -12,7 +12,7 @@ from attncompiler.tuning import tuner
 from attncompiler.tuning.tuner import Limits, Search, Step
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A candidate that cannot run."""
 
 
@@ -28,11 +28,13 @@ class Stage:
     def prepare(self, candidate: float) -> Callable[[], object]:
         self.built.append(candidate)
         if candidate < 0:
-            raise Refused
+            raise RefusedError
         return lambda: candidate
 
-    def search(self, *candidates: float, known: Mapping[float, float] | None = None) -> Search[float]:
-        made = Search(candidates, self.prepare, refused=(Refused,), known=known)
+    def search(
+        self, *candidates: float, known: Mapping[float, float] | None = None
+    ) -> Search[float]:
+        made = Search(candidates, self.prepare, refused=(RefusedError,), known=known)
         made._repeats = 1
         return made
 
@@ -111,7 +113,7 @@ def test_an_error_of_another_kind_passes(stage: Stage) -> None:
             raise ZeroDivisionError
         return lambda: candidate
 
-    search = Search([10.0, 1.0], prepare, refused=(Refused,))
+    search = Search([10.0, 1.0], prepare, refused=(RefusedError,))
     with pytest.raises(ZeroDivisionError):
         search.run(Limits(), stage.steps.append)
 

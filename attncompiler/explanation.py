@@ -31,12 +31,16 @@ NOTES: dict[str, Callable[[Program], str]] = {"stabilize": explain_stabilize}
 
 
 def explain(
-    compilation: Compilation, runs: Iterable[str] = (), tile_map: Iterable[str] = ()
+    compilation: Compilation,
+    runs: Iterable[str] = (),
+    tile_map: Iterable[str] = (),
+    cost: Iterable[str] = (),
 ) -> str:
     """The levels of a variant as text, in the order the compiler walks through them.
 
     ``runs``: lines about the backends that run calls.
-    ``tile_map``: the lines of a last chapter about the tiles of one call, see ``tile_report.chapter``.
+    ``tile_map``: the lines of a chapter about the tiles of one call, see ``tile_report.chapter``.
+    ``cost``: the lines of a last chapter about the time of calls, see ``cost_report.cost_lines``.
     """
     trace, plan, kernel = compilation.trace, compilation.plan, compilation.kernel
     traced = compilation.steps[0][1]
@@ -51,7 +55,8 @@ def explain(
         ("How gradients are computed", _gradients(compilation)),
         ("What stays an argument", _arguments(trace, kernel)),
     ]
-    for title, more in (("What runs it", list(runs)), ("The tile map", list(tile_map))):
+    last = (("What runs it", runs), ("The tile map", tile_map), ("What it costs", cost))
+    for title, more in ((title, list(lines)) for title, lines in last):
         if more:
             parts.append((title, more))
     chapters = [

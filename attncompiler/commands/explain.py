@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from attncompiler.commands.options import backend_option, number_pair, variant_arguments
+from attncompiler.commands.options import (
+    DTYPES,
+    backend_option,
+    number_pair,
+    shapes_of,
+    variant_arguments,
+)
 from attncompiler.errors import AttnCompilerError
 from attncompiler.runtime.errors import LimitError
 
 if TYPE_CHECKING:
     from attncompiler.dsl import Variant
+    from attncompiler.runtime.operator import Operator
     from attncompiler.tile_map import TileMap
 
 _HEADS = 4
@@ -42,6 +49,21 @@ _MANY_TILES, _MOST_TILES = 1 << 20, 1 << 26
 @click.option("--batch", type=click.IntRange(0, 63), default=0, show_default=True)
 @click.option("--head", type=click.IntRange(0, 63), default=0, show_default=True)
 @click.option(
+    "shapes",
+    "--cost",
+    multiple=True,
+    callback=shapes_of,
+    metavar="B,H,S,D",
+    help="Batch, heads, length, head dimension of a forward call on the CPU, to say what it costs; repeatable.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="float32",
+    show_default=True,
+    help="Elements of that call.",
+)
+@click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Draw the tile map to this .svg or .png.",
@@ -55,13 +77,16 @@ def explain(
     tile: tuple[int, int],
     batch: int,
     head: int,
+    shapes: tuple[tuple[int, int, int, int], ...],
+    dtype: str,
     picture: Path | None,
 ) -> None:
     """Show every level between FILE and its kernel, the passes and their reasons, and the mask's tile map.
 
     The tile map says which tiles are empty, partial and full, the exact work ratio, the best speed-up that any tiling
     could reach and what each tile shape reaches. Tensors that the mask reads are drawn as for check, for four heads or
-    more.
+    more. With --cost a last chapter gives the work of a call, its predicted and measured time, what bounds it, and how
+    near it comes to the CPU's peaks.
     """
     from attncompiler.compiler import compile as compile_variant
     from attncompiler.explanation import explain as tell
@@ -83,12 +108,21 @@ def explain(
         if lengths is not None or picture is not None:
             raise
         lines = _without_map(error)
-    click.echo(tell(operator.compilation, operator._engines.explain(), lines), nl=False)
+    cost = [line for shape in shapes for line in _cost(operator, shape, dtype)]
+    click.echo(tell(operator.compilation, operator._engines.explain(), lines, cost), nl=False)
     if picture is not None and tiles is not None:
         from attncompiler.tile_picture import draw
 
         draw(tiles.merged(tile), picture, pairs=tiles, batch=batch, head=head)
         click.echo(f"wrote {picture}")
+
+
+def _cost(operator: Operator, shape: tuple[int, int, int, int], dtype: str) -> Iterator[str]:
+    from attncompiler.comparison import Size
+    from attncompiler.tuning.cost_report import cost_lines
+
+    batch, heads, length, head_dim = shape
+    return cost_lines(operator, Size(length, head_dim, dtype, batch, heads))
 
 
 def _tile_map(

@@ -129,3 +129,24 @@ def number_pair(
             f"{value!r} is neither a positive number nor two, such as 512,1024", context, parameter
         )
     return pair
+
+
+def shapes_of(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[int, int, int, int], ...]:
+    """An option's callback: ``1,8,2048,64``, repeatable, as batch, heads, length and head dimension."""
+    found = []
+    for value in values:
+        try:
+            batch, heads, length, head_dim = map(int, value.split(","))
+        except ValueError:
+            batch = heads = length = head_dim = 0
+        if min(batch, heads, length, head_dim) < 1 or head_dim > 512:
+            raise click.BadParameter(
+                f"{value!r} is not four positive numbers such as 1,8,2048,64: batch, heads, length, "
+                "head dimension (at most 512)",
+                context,
+                parameter,
+            )
+        found.append((batch, heads, length, head_dim))
+    return tuple(found)

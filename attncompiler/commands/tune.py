@@ -8,32 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attncompiler.commands.options import DTYPES, variant_arguments
+from attncompiler.commands.options import DTYPES, shapes_of, variant_arguments
 
 if TYPE_CHECKING:
     from attncompiler.comparison import Size
     from attncompiler.tuning.cpp_tuner import Tuned
     from attncompiler.tuning.tuner import Step
-
-
-def _shapes(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[tuple[int, int, int, int], ...]:
-    found = []
-    for value in values:
-        try:
-            batch, heads, length, head_dim = map(int, value.split(","))
-        except ValueError:
-            batch = heads = length = head_dim = 0
-        if min(batch, heads, length, head_dim) < 1 or head_dim > 512:
-            raise click.BadParameter(
-                f"{value!r} is not four positive numbers such as 1,8,2048,64: batch, heads, length, "
-                "head dimension (at most 512)",
-                context,
-                parameter,
-            )
-        found.append((batch, heads, length, head_dim))
-    return tuple(found)
 
 
 @click.command()
@@ -42,7 +22,7 @@ def _shapes(
     "shapes",
     "--shape",
     multiple=True,
-    callback=_shapes,
+    callback=shapes_of,
     default=("1,8,2048,64",),
     show_default=True,
     metavar="B,H,S,D",

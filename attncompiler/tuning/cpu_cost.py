@@ -108,7 +108,7 @@ def _products(load: Load, cut: Schedule, device: CpuDevice) -> float:
     around = 1.0 + (sums + _AROUND) / (sums * load.head_dim)
     tail = math.ceil(cut.tile / cut.keys) * cut.keys / cut.tile
     # Keys that the first cache has no room for are read again by every few vectors of rows.
-    far = min(cut.tile * load.head_dim * real / device.l1, 1.0)
+    far = min(max(cut.tile * load.head_dim * real / device.l1 - 0.5, 0.0), 1.0)
     return max(1.0, reads, short) * spills * around * tail + _NEAR * far * real / cut.vectors
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -273,3 +274,19 @@ def test_a_package_carries_its_winners(tmp_path: Path, monkeypatch: pytest.Monke
     }
     assert len(kernels._backwards) == 2
     sys.modules.pop("tuned_past")
+
+
+def test_explain_says_what_a_call_costs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "past.py"
+    path.write_text(FILE)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["explain", str(path), "--cost", "1,2,512,32", "--dtype", "bfloat16"])
+    assert ended.value.code == 0
+    chapter = capsys.readouterr().out.partition("What it costs\n")[2]
+    # Two products of 32 features, of two flops, for two heads and a little over half of the pairs.
+    found = re.search(r"([0-9.]+) GFLOP of products", chapter)
+    assert found is not None
+    assert 0.5 < float(found[1]) * 1e9 / (2 * 512 * 512 * 128) < 0.65
+    assert "56 % of the pairs" in chapter
+    assert "bound by" in chapter
+    assert "% of the roof" in chapter

@@ -2,8 +2,8 @@
 
 The method is that of "Is Flash Attention Stable?" (Golden et al., 2024, arXiv:2405.02803): the deviation of an
 optimised kernel from a more precise baseline says little by itself, so it is put in proportion to what plain
-arithmetic of the same precision deviates, over growing lengths. Baseline and plain arithmetic are the oracle's, in float64 and in the
-element type. ``attncompiler check --numerics`` prints the report, ``numerics`` gives it to Python.
+arithmetic of the same precision deviates, over growing lengths. Baseline and plain arithmetic are the oracle's, in
+float64 and in the element type. ``attncompiler check --numerics`` prints the report, ``numerics`` gives it to Python.
 """
 
 from __future__ import annotations

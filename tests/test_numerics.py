@@ -1,9 +1,11 @@
-"""The numerics report: right kernels stay near plain PyTorch, wrong ones do not, and every kind of variant is measured."""
+"""The numerics report: right kernels stay near plain PyTorch, wrong ones do not, any variant is measured."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,7 @@ def test_overflow_of_plain_arithmetic_is_no_error_of_its() -> None:
         Unnormalized(), lengths=(128,), magnitudes=(3.0,), dtypes=("float16",), gradients=False
     )
     (cell,) = report.cells
+    assert cell.passed
     assert cell.overflows
     assert 0 < cell.judged < 2 * 128 * 64
 
@@ -181,3 +184,13 @@ def test_options_that_do_not_go_together(
 ) -> None:
     assert run("check", file, *options) == 2
     assert reason in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_block_of_the_documentation_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent / "docs" / "numerics.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    path = tmp_path / "block.py"
+    path.write_text(block)
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("True ")

@@ -135,6 +135,12 @@ def compare(
     )
 
 
+def root_mean_square(result: Tensor, exact: Tensor) -> float:
+    """Of those errors that are finite; NaN without any."""
+    errors = _errors(result, exact)
+    return errors[errors.isfinite()].square().mean().sqrt().item()
+
+
 def largest_of(exact: Tensor) -> float:
     """The largest finite magnitude."""
     finite = exact[exact.isfinite()]

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from attncompiler.commands.numerics import numerics_options, refuse_mixtures, run_numerics
 from attncompiler.commands.options import DTYPES, backend_option, variant_arguments
 
 if TYPE_CHECKING:
     from attncompiler.cases import Case
+    from attncompiler.variant import Variant
 
 
 @click.command()
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 )
 @click.option("--gradients/--no-gradients", default=True, help="Check the backward too.")
 @click.option("--case", "one", metavar="CASE", help="Only this case, as printed by a failure.")
+@numerics_options
+@click.pass_context
 def check(
+    context: click.Context,
     file: Path,
     name: str | None,
     settings: tuple[str, ...],
@@ -38,22 +43,58 @@ def check(
     dtypes: tuple[str, ...],
     gradients: bool,
     one: str | None,
+    wants_numerics: bool,
+    lengths: tuple[int, ...] | None,
+    magnitudes: tuple[float, ...] | None,
+    json_path: Path | None,
 ) -> None:
     """Compare FILE's kernels with its definition in float64, on awkward sizes: results and gradients.
 
     A case passes when the kernel's error is at most twice that of plain PyTorch in the same dtype. Exit status 1
     when one fails; the smallest failing case found is printed with the command that repeats it.
+
+    With --numerics the calls are growing lengths by growing scores, in float32, bfloat16 and float16, and each cell of
+    a table is the ratio of the two errors.
     """
+    from attncompiler.cases import draw_cases
+    from attncompiler.variant_file import load_variant
+
+    refuse_mixtures(context, wants_numerics)
+    variant = load_variant(file, name, settings)
+    if wants_numerics:
+        passed = run_numerics(
+            variant,
+            backend=backend,
+            seed=seed,
+            dtypes=dtypes,
+            gradients=gradients,
+            lengths=lengths,
+            magnitudes=magnitudes,
+            json_path=json_path,
+        )
+        sys.exit(0 if passed else 1)
+    drawn = [_parse(one)] if one else draw_cases(seed, cases, dtypes or DTYPES)
+    options = [f"--name {name}"] if name else []
+    options += [f"--set {setting}" for setting in settings]
+    _run_cases(variant, drawn, f"{file} {' '.join(options)}".strip(), seed, backend, gradients)
+
+
+def _run_cases(
+    variant: Variant,
+    drawn: list[Case],
+    arguments: str,
+    seed: int,
+    backend: Literal["auto", "cpp"],
+    gradients: bool,
+) -> None:
+    """Print the verdict of the cases; ``arguments`` name the variant on a command line."""
     from rich.console import Console
     from rich.progress import track
 
-    from attncompiler.cases import draw_cases
     from attncompiler.check import Checker
-    from attncompiler.variant_file import load_variant
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    checker = Checker(load_variant(file, name, settings), backend=backend, gradients=gradients)
-    drawn = [_parse(one)] if one else draw_cases(seed, cases, dtypes or DTYPES)
+    checker = Checker(variant, backend=backend, gradients=gradients)
     with console.status("building") as status:
         for kernel in checker.build(drawn):
             status.update(f"built {kernel}")
@@ -67,10 +108,7 @@ def check(
     failure = checker.shrink(report.failures[0])
     console.print(f"\nFAILED: {len(report.failures)} of {len(drawn)} cases, seed {seed}")
     console.print(f"smallest failing case: {failure.case}\n{failure.describe()}")
-    options = [f"--name {name}"] if name else []
-    options += [f"--set {setting}" for setting in settings]
-    options += [f'--case "{failure.case}"']
-    console.print(f"repeat it: attncompiler check {file} {' '.join(options)}")
+    console.print(f'repeat it: attncompiler check {arguments} --case "{failure.case}"')
     sys.exit(1)
 
 

@@ -12,7 +12,7 @@ from attncompiler.commands.options import DTYPES, shapes_of, variant_arguments
 
 if TYPE_CHECKING:
     from attncompiler.comparison import Size
-    from attncompiler.tuning.cpp_tuner import Tuned
+    from attncompiler.tuning.tuned import Tuned
     from attncompiler.tuning.tuner import Step
 
 

@@ -63,5 +63,9 @@ class EngineSet(Protocol):
     def deterministic(self) -> bool:
         """Whether equal calls must give equal bits."""
 
+    @property
+    def tune(self) -> float | None:
+        """Seconds that a search for the best schedule may take when shapes are first met; None for no search."""
+
     def of(self, q: Tensor) -> Engine:
         """The engine of a call; DeviceError where no kernels run on the device of q."""

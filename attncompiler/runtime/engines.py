@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from attncompiler.runtime.errors import MissingTilelangError, MissingTritonError
 from attncompiler.runtime.interpreting import SERIAL_SWITCH, is_interpreting, is_serial
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.launch import Launcher
+
+if TYPE_CHECKING:
+    from attncompiler.runtime.triton_engine import TritonEngine
 
 # The backend that runs on a type of device where the user leaves the choice to us.
 CHOICE = {"cpu": "cpp", "cuda": "triton"}
@@ -108,9 +112,7 @@ def _triton(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine
     from attncompiler.runtime.triton_engine import TritonEngine
     from attncompiler.runtime.triton_sources import TritonSources
 
-    engine = TritonEngine(kernels, TritonSources(kernels))
-    engine.deterministic = deterministic
-    return engine
+    return _tuned(TritonEngine(kernels, TritonSources(kernels)), kernels, deterministic, tune)
 
 
 def _tilelang(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine:
@@ -120,7 +122,17 @@ def _tilelang(kernels: Kernels, deterministic: bool, tune: float | None) -> Engi
     from attncompiler.runtime.triton_engine import TritonEngine
 
     engine = TritonEngine(kernels, TilelangSources(kernels), "tilelang")
+    return _tuned(engine, kernels, deterministic, tune)
+
+
+def _tuned(
+    engine: TritonEngine, kernels: Kernels, deterministic: bool, tune: float | None
+) -> TritonEngine:
+    from attncompiler.tuning.gpu_tuner import GpuTuner
+    from attncompiler.tuning.tuner import Limits
+
     engine.deterministic = deterministic
+    engine.tuner = GpuTuner(kernels, None if tune is None else Limits(seconds=tune))
     return engine
 
 

@@ -178,7 +178,7 @@ class Kernels:
         if self.compilation.plan.program.mask is Const(True):
             return 1.0
         plan, sizes = self.compilation.tile_plan, situation.sizes
-        given = {t.name: readable(situation.tensors[t.name]) for t in plan.tensors}
+        given = {t.name: readable(situation.tensors[t.name]).cpu() for t in plan.tensors}
         types = {n: str(x.dtype).removeprefix("torch.") for n, x in given.items()}
         while (sizes.queries // rows + 1) * (sizes.keys // keys + 1) > _MOST_TILES:
             rows, keys = 2 * rows, 2 * keys

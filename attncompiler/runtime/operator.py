@@ -42,7 +42,7 @@ from attncompiler.user_code import shows_call
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
     from attncompiler.tile_map import TileMap
-    from attncompiler.tuning.cpp_tuner import Tuned
+    from attncompiler.tuning.tuned import Tuned
 
 __all__ = ["BuiltKernel", "Operator"]
 

@@ -112,6 +112,7 @@ class PackagedEngines:
 
     backend = "auto"
     deterministic = True
+    tune = None
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         self._engines: dict[str, Engine] = {}

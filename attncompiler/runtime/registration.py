@@ -70,6 +70,8 @@ def register(engines: EngineSet) -> Registered:
         parts += (engines.backend,)
     if not engines.deterministic:
         parts += ("any order",)
+    if engines.tune is not None:
+        parts += ("tunes",)
     digest = content_key(*parts)[:12]
     name = f"{re.sub('[^a-zA-Z0-9_]', '_', kernels.name)}_{digest}"
     _programs[name] = _Program(engines, name)

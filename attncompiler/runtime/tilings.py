@@ -206,6 +206,13 @@ class Tilings:
         """What to launch: the first of those that spill the fewest bytes, none of those not yet launched."""
         return self.options[self._at]
 
+    def prefer(self, tiling: Tiling) -> None:
+        """Try a choice before all others, if it is one of them."""
+        if tiling in self.options and not self._refused:
+            self.options = [tiling, *(t for t in self.options if t != tiling)]
+            self._spilled.clear()
+            self._at = 0
+
     def refuse(self, tiling: Tiling) -> bool:
         """Pass over a choice that cannot run; False where no other can. Threads may refuse the same one."""
         self._refused.add(self.options.index(tiling))

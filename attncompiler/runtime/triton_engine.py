@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -59,6 +60,25 @@ class Site:
     as_float16: bool
 
 
+class Tuner(Protocol):
+    """What an engine asks to put the best tilings first when it first meets the shapes of a call."""
+
+    def forward(
+        self, engine: TritonEngine, module: ModuleType, options: Tilings, call: tuple[Any, ...]
+    ) -> None:
+        """Before ``engine.forward(*call)`` launches."""
+
+    def backward(
+        self,
+        engine: TritonEngine,
+        module: ModuleType,
+        options: Sequence[tuple[Kind, Tilings]],
+        call: tuple[Any, ...],
+        named: Mapping[str, Any],
+    ) -> None:
+        """Before ``engine.backward(*call, **named)`` launches."""
+
+
 class TritonEngine:
     """The Triton kernels of one variant: ``kernels`` describes it, ``sources`` are its files.
 
@@ -69,14 +89,21 @@ class TritonEngine:
         self.kernels = kernels
         self.sources = sources
         self.backend = backend
-        # Tests and tuning choose tiles themselves.
+        # Tests choose tiles themselves, one tiling for all kernels; tuning one for each.
         self.tiling: Tiling | None = None
+        self.fixed: Mapping[Kind, Tiling] = {}
+        self.tuner: Tuner | None = None
         self.deterministic = True
         self._factor = kernels.dot_factor
         self._shrinks = backend == "triton"
         self._sites: dict[tuple[object, ...], Site] = {}
         self._gradient_sites: dict[tuple[object, ...], _Pair] = {}
         self._planners: dict[ModuleType, Planner] = {}
+
+    def forget(self) -> None:
+        """Choose tilings anew at the next calls."""
+        self._sites.clear()
+        self._gradient_sites.clear()
 
     def forward(
         self,
@@ -93,7 +120,11 @@ class TritonEngine:
         """The output [B, H, M, Dv] and what else was asked for, else None; see ``Launcher``."""
         if train:
             check_trains(self.kernels.name, q.dtype)
+        met = len(self._sites)
         site = self._site(q, k, v, captured, q_start)
+        if self.tuner is not None and len(self._sites) != met:
+            call = q, k, v, captured, q_start, scale, numbers, stats, train
+            self.tuner.forward(self, site.module, site.tilings, call)
         if site.holes:
             captured = [readable(x) for x in captured]
         kernels = self.kernels
@@ -201,7 +232,20 @@ class TritonEngine:
                 allow_tf32=_allows_tf32(q),
             )
 
-        return first_accepted(self._backward_tilings(q, k, v, gradient, wanted), launch)
+        met = len(self._gradient_sites)
+        choices = self._backward_tilings(q, k, v, gradient, wanted)
+        if self.tuner is not None and len(self._gradient_sites) != met:
+            named = {
+                "q_start": q_start,
+                "scale": scale,
+                "params": params,
+                "saved": saved,
+                "value": value,
+                "wants": wants,
+                "wanted": wanted,
+            }
+            self.tuner.backward(self, module, choices, (inputs, grad, kept_grads, tensors), named)
+        return first_accepted(choices, launch)
 
     def _planner(
         self, dims: Dims, types_of: Mapping[str, str], *, huge: bool = False
@@ -225,6 +269,9 @@ class TritonEngine:
         """The choices for the two kernels of a backward, kept for calls of the same shapes."""
         if self.tiling is not None:
             return ("rows", Tilings([self.tiling])), ("columns", Tilings([self.tiling]))
+        if "rows" in self.fixed:
+            rows, columns = (Tilings([self.fixed[kind]]) for kind in ("rows", "columns"))
+            return ("rows", rows), ("columns", columns)
         key = (
             *(q.device, q.shape, q.stride(), q.dtype, k.shape, k.stride(), v.shape, v.stride()),
             *(grad.stride(), wanted),
@@ -311,8 +358,8 @@ class TritonEngine:
         dims = _dims(q, v)
         return Site(
             self.sources.forward(dims, types_of),
-            Tilings([self.tiling])
-            if self.tiling
+            Tilings([tiling])
+            if (tiling := self.tiling or self.fixed.get("forward"))
             else tilings(
                 lambda t: self.sources.configs("forward", t, dims), q, k, v, shrinks=self._shrinks
             ),

@@ -22,21 +22,8 @@ from attncompiler.runtime.tile_tables import Sizes
 from attncompiler.tuning.cpu_cost import Load, estimate
 from attncompiler.tuning.cpu_device import cpu_device
 from attncompiler.tuning.records import Record
+from attncompiler.tuning.tuned import Tuned
 from attncompiler.tuning.tuner import Limits, Outcome, Search, Step
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What a search found for one kernel and class of calls; ``ratio`` is the winner's time over the default's."""
-
-    kind: Kind
-    bucket: Bucket
-    spec: Specialization
-    winner: Schedule
-    ratio: float
-    seconds: float
-    measured: int
-    known: bool
 
 
 @dataclass(slots=True)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from attncompiler.errors import ArgumentsError
 from attncompiler.runtime.launch import Launcher
-from attncompiler.tuning.cpp_tuner import CppTuner, Tuned
+from attncompiler.tuning.cpp_tuner import CppTuner
+from attncompiler.tuning.gpu_tuner import GpuTuner
+from attncompiler.tuning.tuned import Tuned
 from attncompiler.tuning.tuner import Limits, Step
 
 if TYPE_CHECKING:
@@ -40,14 +42,9 @@ def tune_operator(
             detail="calls with sparsity= run kernels of their own",
             fix="leave sparsity away, or compile with tune=True, which tunes those too",
         )
-    engine = operator._engines.of(tokens[0])
-    if not isinstance(engine, Launcher):
-        raise ArgumentsError(
-            name="tune",
-            detail="only the C++ kernels have a tuner; those of GPUs choose among their configurations by what fits",
-            fix="pass tensors on the CPU",
-        )
-    tuner = CppTuner(operator._kernels, Limits(seconds), again=again)
+    engine: Any = operator._engines.of(tokens[0])  # a Launcher or a TritonEngine
+    make = CppTuner if isinstance(engine, Launcher) else GpuTuner
+    tuner = make(operator._kernels, Limits(seconds), again=again)
     if progress is not None:
         tuner.hear = progress
     before, engine.tuner = engine.tuner, tuner

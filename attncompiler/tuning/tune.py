@@ -42,18 +42,23 @@ def tune_operator(
             detail="calls with sparsity= run kernels of their own",
             fix="leave sparsity away, or compile with tune=True, which tunes those too",
         )
-    engine: Any = operator._engines.of(tokens[0])  # a Launcher or a TritonEngine
+    # One of its own: of operators of the same program the newest runs calls with gradients.
+    engines = operator._engines
+    made = type(operator)(
+        operator.compilation,
+        engines.backend,
+        deterministic=engines.deterministic,
+        tune=seconds,
+    )
+    engine: Any = made._engines.of(tokens[0])  # a Launcher or a TritonEngine
     make = CppTuner if isinstance(engine, Launcher) else GpuTuner
-    tuner = make(operator._kernels, Limits(seconds), again=again)
+    tuner = engine.tuner = make(made._kernels, Limits(seconds), again=again)
     if progress is not None:
         tuner.hear = progress
-    before, engine.tuner = engine.tuner, tuner
-    engine.forget()
-    try:
-        _run(operator, tokens, arguments, backward=backward)
-    finally:
-        engine.tuner = before
-        engine.forget()
+    _run(made, tokens, arguments, backward=backward)
+    operator._kernels.forget_choices()
+    before: Any = engines.of(tokens[0])
+    before.forget()
     return tuner.found
 
 

@@ -165,7 +165,7 @@ def _flex(variant: Variant, inputs: Inputs) -> Attention | Refusal:
     # Each variant and shape is a compilation of its own; the default limit of eight is for one model's loop.
     config.recompile_limit = 1024
     config.accumulated_recompile_limit = 4096
-    compiled = torch.compile(flex_attention, dynamic=False)
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
 
     def call() -> Tensor:
         out = compiled(

@@ -11,6 +11,7 @@ from attncompiler.benchmarks.suite import NAMES
 from attncompiler.benchmarks.summary import RIVALS, rival_row
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -85,8 +86,8 @@ def _speedups(report: Report) -> Figure:
             if not bars:
                 continue
             heights = [row.ratio for _, row, _ in bars]
-            below = [max(row.ratio - low, 0.0) for _, row, (low, _) in bars]
-            above = [max(high - row.ratio, 0.0) for _, row, (_, high) in bars]
+            below = [row.ratio - low for _, row, (low, _) in bars]
+            above = [high - row.ratio for _, row, (_, high) in bars]
             axes.bar(
                 [x for x, _, _ in bars], heights, width=0.25, color=COLOURS[place], hatch=_HATCHES[place],
                 edgecolor="white", linewidth=0.3, label=f"over {rival}", yerr=[below, above], ecolor="0.25",
@@ -183,11 +184,12 @@ def _plain_ticks(axes: Axes) -> None:
 
 def _legend(figure: Figure, all_axes: list[Axes]) -> None:
     """One legend for all panels, each name once."""
-    found = {}
+    found: dict[str, Artist] = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
         figure.legend(
-            list(found.values()), list(found), loc="outside lower center", ncols=4, fontsize=8, frameon=False
+            handles=list(found.values()), labels=list(found), loc="outside lower center", ncols=4,
+            fontsize=8, frameon=False,
         )  # fmt: skip

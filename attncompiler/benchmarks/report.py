@@ -47,11 +47,12 @@ class Line:
         return self.least / self.seconds
 
     def range_of(self, row: Row) -> tuple[float, float]:
-        """The quartiles of a row's ratio to ours."""
+        """The quartiles of a row's ratio to ours over the rounds, widened to the ratio of the medians."""
         ours = self.rows[0].timing
         assert ours is not None
         assert row.timing is not None
-        return row.timing.ratio_range(ours)
+        low, high = row.timing.ratio_range(ours)
+        return min(low, row.ratio), max(high, row.ratio)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from attncompiler.comparison import Size, caller, inputs_for
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant
 from attncompiler.peers import Refusal, peer
+from attncompiler.runtime.operator import Operator
 from attncompiler.timing import interleaved
 
 TILE = (64, 64)
@@ -40,6 +41,8 @@ def measure(
     """One mask against the dense kernel and, where asked for, FlexAttention."""
     inputs = inputs_for(variant, size, device=device)
     sparse, dense = (compile_variant(each, backend=backend) for each in (variant, Causal()))
+    assert isinstance(sparse, Operator)
+    assert isinstance(dense, Operator)
     calls: dict[str, Callable[[], object]] = {
         "ours": caller(sparse, inputs),
         "dense": lambda: dense(inputs.q, inputs.k, inputs.v),

@@ -39,7 +39,7 @@ class Causal(Variant):
 
 
 class Window(Variant):
-    """The last ``window`` keys (Mistral 7B)."""
+    """The last 512 keys (Mistral 7B)."""
 
     window: int = 512
 

@@ -146,7 +146,7 @@ def refusals(lines: Sequence[Line]) -> str:
     for line in lines:
         for row in line.rows:
             if row.refusal:
-                cases.setdefault((row.name, _cell(row.refusal)), []).append(line.case)
+                cases.setdefault((row.name, row.refusal), []).append(line.case)
     rows = [
         (name, ", ".join(dict.fromkeys(found)), reason) for (name, reason), found in cases.items()
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -275,6 +277,16 @@ def test_a_run_writes_every_file_and_the_marks(tmp_path: Path) -> None:
     assert any("speed of SDPA" in line for line in said)
 
 
+def test_tables_are_written_again_from_json(tmp_path: Path) -> None:
+    recorded = tmp_path / "cpu.json"
+    recorded.write_text(to_json(sample(), means))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "--from", str(recorded), "--out", str(tmp_path / "again")])
+    assert stopped.value.code == 0
+    assert (tmp_path / "again" / "cpu.json").read_text() == recorded.read_text()
+    assert (tmp_path / "again" / "cpu.md").read_text() == page(sample())
+
+
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     def interrupted(line: str) -> None:
         raise KeyboardInterrupt
@@ -299,6 +311,7 @@ def test_files_are_written_all_or_none(tmp_path: Path) -> None:
         (("x.py", "--quick"), "--quick goes without FILE only"),
         (("--quick", "--readme", "README.md"), "goes with a whole run"),
         (("--device", "tpu"), "tpu"),
+        (("--from", "README.md", "--quick"), "--quick goes without --from only"),
     ],
 )
 def test_usage_errors(
@@ -320,6 +333,24 @@ def test_a_readme_without_marks_is_refused_before_measuring(
         cli.main(["bench", "--readme", str(readme)])
     assert stopped.value.code == 2
     assert "<!-- benchmark cpu -->" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_gpu_runs_in_tritons_interpreter(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dataclasses import replace; from pathlib import Path\n"
+        "from attncompiler.benchmarks.main import Options, run_suite\n"
+        "from attncompiler.benchmarks.plan import plan_for\n"
+        "from attncompiler.comparison import Size\n"
+        "size = (Size(32, 16, heads=1),)\n"
+        "plan = replace(plan_for('cuda', flex=False), device='cpu', forward=size, wide=(), training=size,\n"
+        "    sweep=size, sparse=size, memory=size, build=())\n"
+        "options = Options(rounds=3, flex=False, out=Path(sys.argv[1]))\n"
+        "assert len(run_suite(options, print, plan).lines) == 23\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | {"TRITON_INTERPRET": "1"}
+    )  # fmt: skip
 
 
 def test_chosen_cases_keep_the_order_of_the_suite() -> None:

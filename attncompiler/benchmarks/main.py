@@ -71,6 +71,14 @@ def run_suite(options: Options, echo: Callable[[str], None], plan: Plan | None =
     return report
 
 
+def show_again(recorded: Path, out: Path, readme: Path | None) -> None:
+    """Write page, pictures and the README's tables of a JSON file that a run wrote, without a measurement."""
+    check_picture(Path("benchmark.svg"))
+    text = recorded.read_text()
+    report = from_json(text)
+    write_all(files(report, text, out, readme, report.device))
+
+
 def files(
     report: Report, text: str, out: Path, readme: Path | None, device: str
 ) -> dict[Path, str | bytes]:

@@ -83,7 +83,7 @@ def measure(
                 step = _step(found, inputs) if training else found
                 # The first call builds, and fills pools that stay.
                 step()
-                extra[name] = min(extra_peak(step, device) for _ in range(2))
+                extra[name] = extra_peak(step, device)
             except Exception as error:  # a peer that runs out of memory is a result too
                 refusals[name] = f"{type(error).__name__}: {error}"[:200]
     return MemoryLine(case.name, size, training, extra, refusals)

@@ -85,11 +85,12 @@ def _speedups(report: Report) -> Figure:
             ]
             if not bars:
                 continue
-            heights = [row.ratio for _, row, _ in bars]
+            # From 1x up or down: what is faster and what is slower.
+            heights = [row.ratio - 1 for _, row, _ in bars]
             below = [row.ratio - low for _, row, (low, _) in bars]
             above = [high - row.ratio for _, row, (_, high) in bars]
             axes.bar(
-                [x for x, _, _ in bars], heights, width=0.25, color=COLOURS[place], hatch=_HATCHES[place],
+                [x for x, _, _ in bars], heights, bottom=1, width=0.25, color=COLOURS[place], hatch=_HATCHES[place],
                 edgecolor="white", linewidth=0.3, label=f"over {rival}", yerr=[below, above], ecolor="0.25",
                 capsize=1.5, error_kw={"linewidth": 0.8},
             )  # fmt: skip
@@ -158,7 +159,7 @@ def _shares(report: Report) -> Figure:
                     [x for x, _ in points], [y for _, y in points], color=COLOURS[place], linestyle="none",
                     marker=_MARKERS[place], markersize=5, markeredgecolor="white", label=rival,
                 )  # fmt: skip
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 105))
         axes.axhline(100.0, color="0.35", linestyle="--", linewidth=1.2, label="roofline")
         axes.set_ylabel("% of the roofline")
         _cases_below(axes, names, title)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from click.core import ParameterSource
 
 from attncompiler.commands.options import DTYPES, backend_option, variant_arguments
 
+if TYPE_CHECKING:
+    from attncompiler.comparison import Size
+    from attncompiler.dsl import Variant
+
 # Options that only one of the two uses has.
 _OF_FILE = (
     "name", "settings", "backend", "length", "head_dim", "dtype", "batch", "heads", "kv_heads", "backward",
 )  # fmt: skip
-_OF_SUITE = ("device", "quick", "only", "out", "readme")
+_OF_SUITE = ("device", "quick", "only", "out", "readme", "recorded")
 
 
 @click.command()
@@ -57,6 +61,12 @@ _OF_SUITE = ("device", "quick", "only", "out", "readme")
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Suite: file with benchmark marks whose tables to replace.",
 )
+@click.option(
+    "--from",
+    "recorded",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Suite: measure nothing, write tables and pictures of this JSON again.",
+)
 @click.pass_context
 def bench(
     context: click.Context,
@@ -78,6 +88,7 @@ def bench(
     only: tuple[str, ...],
     out: Path,
     readme: Path | None,
+    recorded: Path | None,
 ) -> None:
     """Time FILE's kernel against PyTorch, in turns in one run; without FILE run the suite of benchmarks.
 
@@ -88,21 +99,34 @@ def bench(
     The suite measures variants of the literature on --device: forward and training steps, growth with length, sparse
     masks, memory and build times, against every implementation that can express them.
     """
-    _refuse(context, _OF_SUITE if file else _OF_FILE, "without" if file else "with")
-    if file is None:
+    _refuse(context, _OF_SUITE if file else _OF_FILE, f"{'without' if file else 'with'} FILE")
+    if file is not None:
+        if heads % (kv_heads or heads):
+            raise click.UsageError(f"--heads {heads} is no multiple of --kv-heads {kv_heads}")
+        from attncompiler.comparison import Size
+        from attncompiler.variant_file import load_variant
+
+        size = Size(length, head_dim, dtype, batch, heads, kv_heads)
+        _one(load_variant(file, name, settings), size, backend, flex, rounds, backward)
+    elif recorded is not None:
+        _refuse(context, ("device", "quick", "only", "flex", "rounds"), "without --from")
+        from attncompiler.benchmarks.main import show_again
+
+        show_again(recorded, out, readme)
+    else:
         _suite(device, quick, only, flex, rounds, out, readme)
-        return
-    if heads % (kv_heads or heads):
-        raise click.UsageError(f"--heads {heads} is no multiple of --kv-heads {kv_heads}")
+
+
+def _one(
+    variant: Variant, size: Size, backend: Literal["auto", "cpp"], flex: bool, rounds: int, backward: bool
+) -> None:  # fmt: skip
+    """The table of one variant at one size."""
     from rich.console import Console
     from rich.table import Table
 
-    from attncompiler.comparison import Size, compare, inputs_for
-    from attncompiler.variant_file import load_variant
+    from attncompiler.comparison import compare, inputs_for
 
     console = Console(highlight=False, markup=False)
-    variant = load_variant(file, name, settings)
-    size = Size(length, head_dim, dtype, batch, heads, kv_heads)
     with console.status(f"measuring {size}"):
         rows = compare(
             variant,
@@ -159,7 +183,7 @@ def _refuse(context: click.Context, names: tuple[str, ...], how: str) -> None:
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
         if parameter.name in names and given:
-            raise click.UsageError(f"{parameter.opts[0]} goes {how} FILE only")
+            raise click.UsageError(f"{parameter.opts[0]} goes {how} only")
 
 
 _FORMATS = ("{:.2f}", "{:.2f}x", "{:.0f} %", "{:.1e}")

@@ -67,11 +67,14 @@ example-encoder: setup compiler $(ENCODER)  ## a pretrained sentence encoder wit
 example-gpt: setup compiler  ## train a small GPT with SDPA, our softmax, SWAT and a learnable sink; build/gpt.png
 	$(BIN)/python examples/models/gpt.py --out build/gpt.png $(ARGS)
 
-bench: setup compiler  ## measure against PyTorch; ARGS="--quick" for a short run
-	$(BIN)/python -m attncompiler.benchmark $(ARGS)
+# Only a whole run replaces what is committed; a short one leaves its results in bench/.
+publish = $(if $(filter --quick --only --no-flex --out --readme,$(ARGS)),,--out docs/benchmarks --readme $(1))
 
-bench-gpu: setup  ## measure Triton kernels on the GPU that is here against FlexAttention and SDPA
-	$(BIN)/python -m attncompiler.gpu_benchmark $(ARGS)
+bench: setup compiler  ## measure against PyTorch, docs/benchmarks/ and the README's tables; ARGS="--quick" for a short run
+	$(BIN)/attncompiler bench $(call publish,README.md) $(ARGS)
+
+bench-gpu: setup  ## the same on the GPU that is here, for docs/gpu.md
+	$(BIN)/attncompiler bench --device cuda $(call publish,docs/gpu.md) $(ARGS)
 
 pictures: setup  ## docs/masks.md: the tile map of every example's mask
 	$(BIN)/python -m attncompiler.gallery examples docs/masks.md

@@ -12,13 +12,12 @@ import attncompiler.oracle
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant
 from attncompiler.frontend import trace
-from attncompiler.peers import Refusal, peer
-from attncompiler.runtime.operator import Operator
+from attncompiler.peers import Attention, Refusal, peer
 from attncompiler.timing import Timing, interleaved
 from attncompiler.torch_formulas import Inputs
 
 # Above this many score elements the float64 reference is computed for three blocks of rows only.
-_WHOLE_REFERENCE = 2**24
+_WHOLE_REFERENCE = 2**22
 _BLOCK = 32
 
 
@@ -70,6 +69,9 @@ def inputs_for(variant: Variant, size: Size, seed: int = 0, device: str = "cpu")
     return Inputs(q, k, v, {name: x.to(device) for name, x in tensors.items()})
 
 
+Maker = Callable[[Inputs], Attention | Refusal]
+
+
 def compare(
     variant: Variant,
     inputs: Inputs,
@@ -80,63 +82,71 @@ def compare(
     budget: float = 60.0,
     check: bool = True,
     training: bool = False,
-    others: Mapping[str, Operator] | None = None,
+    others: Mapping[str, Maker] | None = None,
 ) -> list[Row]:
     """Measure our kernel and the peers in turns; our row comes first. Without ``check`` errors stay NaN.
 
-    With ``training`` a call is a forward and a backward pass that gives the gradients of q, k and v. ``others`` are
-    operators of ours that are measured too, by name; one that fails is a row with the reason.
+    With ``training`` a call is a forward and a backward pass that gives the gradients of q, k and v. ``others`` make
+    more calls from the inputs, by name. A peer that fails is a row with the reason.
     """
     operator = compile_variant(variant, backend=backend)
     if training:
         q, k, v = (x.detach().requires_grad_() for x in (inputs.q, inputs.k, inputs.v))
         inputs = Inputs(q, k, v, inputs.tensors)
-    forward: dict[str, Callable[[], Tensor]] = {
-        "attncompiler": lambda: operator(inputs.q, inputs.k, inputs.v, **inputs.tensors)
-    }
+    makers: dict[str, Maker] = {"attncompiler": lambda given: caller(operator, given)}
+    for name in peers:
+        makers[name] = _peer(name, variant, training)
+    makers.update(others or {})
+    references = list(_references(variant, inputs, training=training)) if check else []
+    calls: dict[str, Callable[[], Tensor]] = {}
+    errors: dict[str, float] = {}
     refused: list[Row] = []
-
-    def called(other: Operator) -> Callable[[], Tensor]:
-        return lambda: other(inputs.q, inputs.k, inputs.v, **inputs.tensors)
-
     with torch.set_grad_enabled(training):
-        for name, other in (others or {}).items():
+        for name, make in makers.items():
             try:
-                called(other)()
-                forward[name] = called(other)
+                found = make(inputs)
+                if isinstance(found, Refusal):
+                    refused.append(Row(name, refusal=found.reason))
+                    continue
+                call = _trained(found, inputs) if training else found
+                errors[name] = _error(call().detach(), references)
+                calls[name] = call
+            # Whatever a peer raises, out of memory included, is its own affair; our own kernel has to run.
             except Exception as error:
-                refused.append(Row(name, refusal=f"{type(error).__name__}: {error}"[:200]))
-        for name in peers:
-            found: Callable[[], Tensor] | Refusal
-            if training and name == "flex" and not inputs.q.is_cuda:
-                found = Refusal("it has no backward on a CPU")
-            else:
-                found = peer(name, variant, inputs)
-            if isinstance(found, Refusal):
-                refused.append(Row(name, refusal=found.reason))
-            else:
-                forward[name] = found
-        calls = forward if not training else _trained(forward, inputs)
-        exact = _references(variant, inputs, training=training) if check else []
-        errors = _errors(list(exact), calls)
+                if name == "attncompiler":
+                    raise
+                refused.append(Row(name, refusal=_first_line(error)))
         device = inputs.q.device.type
-        timings = interleaved(calls, rounds=rounds, budget=budget, device=device)
+        timings = interleaved(calls, rounds=rounds, budget=budget, device=device, warm=True)
     ours = timings["attncompiler"].median
     rows = [Row(name, t, t.median / ours, errors[name]) for name, t in timings.items()]
     return rows + refused
 
 
-def _trained(
-    calls: Mapping[str, Callable[[], Tensor]], inputs: Inputs
-) -> dict[str, Callable[[], Tensor]]:
-    """Each call with its backward; the result is the gradient of q."""
+def caller(operator: Callable[..., Tensor], inputs: Inputs) -> Attention:
+    """The call of an operator of ours with these inputs."""
+    return lambda: operator(inputs.q, inputs.k, inputs.v, **inputs.tensors)
+
+
+def _peer(name: str, variant: Variant, training: bool) -> Maker:
+    def make(inputs: Inputs) -> Attention | Refusal:
+        if training and name == "flex" and not inputs.q.is_cuda:
+            return Refusal("it has no backward on a CPU")
+        return peer(name, variant, inputs)
+
+    return make
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:200]
+
+
+def _trained(call: Attention, inputs: Inputs) -> Attention:
+    """A call with its backward; the result is the gradient of q."""
     leaves = (inputs.q, inputs.k, inputs.v)
     weights = _loss_weights(inputs)
-
-    def trained(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        return lambda: torch.autograd.grad(call(), leaves, weights)[0]
-
-    return {name: trained(call) for name, call in calls.items()}
+    return lambda: torch.autograd.grad(call(), leaves, weights)[0]
 
 
 def _loss_weights(inputs: Inputs) -> Tensor:
@@ -146,22 +156,10 @@ def _loss_weights(inputs: Inputs) -> Tensor:
     return torch.randn(shape, generator=generator).to(inputs.q)
 
 
-def _errors(
-    references: Sequence[tuple[slice, Tensor]], calls: Mapping[str, Callable[[], Tensor]]
-) -> dict[str, float]:
-    """Largest absolute error of each call on the rows of the references; NaN without any."""
-    errors = {}
-    for name, call in calls.items():
-        out = call().detach() if references else None
-        errors[name] = max(
-            (
-                (out[:, :, rows].double() - exact).abs().max().item()
-                for rows, exact in references
-                if out is not None
-            ),
-            default=float("nan"),
-        )
-    return errors
+def _error(out: Tensor, references: Sequence[tuple[slice, Tensor]]) -> float:
+    """The largest absolute error on the rows of the references; NaN without any."""
+    errors = [(out[:, :, rows].double() - exact).abs().max().item() for rows, exact in references]
+    return max(errors, default=float("nan"))
 
 
 def _references(

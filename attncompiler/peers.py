@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attncompiler.dsl import Variant, causal
+from attncompiler.dsl import Tensor as Declared
+from attncompiler.dsl import Variant, causal, sink_softmax
 from attncompiler.frontend import trace
 from attncompiler.ir.expr import Const, Dot, Index, walk
 from attncompiler.ir.passes.canonicalize import canonicalize
 from attncompiler.ir.program import Program
 from attncompiler.preparation import run_prepare
+from attncompiler.sdpa_peers import BACKENDS, backend_call, masked_call
 from attncompiler.torch_formulas import Inputs, dense, module
 
-PEERS = ("sdpa", "flex", "dense")
+PEERS = (*BACKENDS, "sdpa mask", "flex", "dense")
 
 Attention = Callable[[], Tensor]
 
@@ -43,8 +45,10 @@ class _Causal(Variant):
 def peer(name: str, variant: Variant, inputs: Inputs) -> Attention | Refusal:
     """The call of one of PEERS, ready to be timed; compiled FlexAttention compiles here, on its first run."""
     match name:
-        case "sdpa":
-            return _sdpa(variant, inputs)
+        case "sdpa mask":
+            return _sdpa_mask(variant, inputs)
+        case _ if name in BACKENDS:
+            return _sdpa(name, variant, inputs)
         case "flex":
             return _flex(variant, inputs)
         case "dense":
@@ -57,9 +61,9 @@ def _program(variant: Variant) -> Program:
     return canonicalize(trace(variant).program)
 
 
-def _no_softmax(variant: Variant, program: Program) -> str | None:
-    """Why a program is no plain softmax of its score, None when it is one."""
-    plain = _program(Variant())
+def _no_softmax(variant: Variant, program: Program, like: Variant | None = None) -> str | None:
+    """Why a program's weights are not those of ``like``, plain softmax unless given; None when they are."""
+    plain = _program(Variant() if like is None else like)
     if getattr(variant, "prepare", None) is not None:
         return "it has a prepare step"
     if (program.weight, program.reductions) != (plain.weight, plain.reductions):
@@ -69,20 +73,48 @@ def _no_softmax(variant: Variant, program: Program) -> str | None:
     return None
 
 
-def _sdpa(variant: Variant, inputs: Inputs) -> Attention | Refusal:
+def _sdpa(name: str, variant: Variant, inputs: Inputs) -> Attention | Refusal:
     program = _program(variant)
     reason = _no_softmax(variant, program)
     if reason is not None:
         return Refusal(reason)
     if program.score is not Dot():
         return Refusal("it changes the score")
-    causal_mask = program.mask is _program(_Causal()).mask
-    if program.mask is not Const(True) and not causal_mask:
+    if not _maskless(program):
         return Refusal("its mask is neither full nor causal")
-    scale = _scale(variant, inputs)
-    return lambda: torch.nn.functional.scaled_dot_product_attention(
-        inputs.q, inputs.k, inputs.v, is_causal=causal_mask, scale=scale, enable_gqa=inputs.grouped
-    )
+    causal_mask = program.mask is not Const(True)
+    return backend_call(name, inputs, causal_mask, _scale(variant, inputs))
+
+
+def _sdpa_mask(variant: Variant, inputs: Inputs) -> Attention | Refusal:
+    program = _program(variant)
+    reason = _no_softmax(variant, program)
+    if reason is not None:
+        return Refusal(reason)
+    if program.score is Dot() and _maskless(program):
+        return Refusal("it needs no matrix")
+    call = masked_call(program, trace(variant), inputs, _scale(variant, inputs))
+    return call or Refusal("it does more to the score than add something")
+
+
+def _maskless(program: Program) -> bool:
+    """Whether the mask is one that needs no matrix: full or causal."""
+    return program.mask is Const(True) or program.mask is _program(_Causal()).mask
+
+
+def _sink(variant: Variant, program: Program) -> str | None:
+    """The tensor that is the logit of a sink, if the weights are a softmax with one a head and nothing else."""
+    for name, tensor in trace(variant).tensors.items():
+        if tensor.axes != ("h",):
+            continue
+
+        def normalize(self: Any, s: Any, row: Any, name: str = name) -> Any:
+            return sink_softmax(s, row, getattr(self, name)[row.h])
+
+        like = type("Sink", (Variant,), {name: Declared("h"), "normalize": normalize})
+        if _no_softmax(variant, program, like()) is None:
+            return name
+    return None
 
 
 def _dense(variant: Variant, inputs: Inputs) -> Attention:
@@ -110,7 +142,8 @@ def _flex(variant: Variant, inputs: Inputs) -> Attention | Refusal:
     traced = trace(variant)
     program = canonicalize(traced.program)
     reason = _no_softmax(variant, program)
-    if reason is not None:
+    sink = None if reason is None else _sink(variant, program)
+    if reason is not None and sink is None:
         return Refusal(reason)
     score_mod = block_mask = None
     if program.score is not Dot():
@@ -132,7 +165,7 @@ def _flex(variant: Variant, inputs: Inputs) -> Attention | Refusal:
     # Each variant and shape is a compilation of its own; the default limit of eight is for one model's loop.
     config.recompile_limit = 1024
     config.accumulated_recompile_limit = 4096
-    compiled = torch.compile(flex_attention, dynamic=False)
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
 
     def call() -> Tensor:
         out = compiled(
@@ -143,7 +176,12 @@ def _flex(variant: Variant, inputs: Inputs) -> Attention | Refusal:
             block_mask=block_mask,
             scale=scale,
             enable_gqa=inputs.grouped,
+            return_lse=sink is not None,
         )
+        if sink is not None:
+            # exp(lse) of the row's total weight exp(lse) + exp(sink) goes to its keys.
+            out, lse = out
+            out = out * torch.sigmoid(lse - inputs.tensors[sink][:, None])[..., None].to(out.dtype)
         assert isinstance(out, Tensor)
         return out
 
@@ -152,5 +190,5 @@ def _flex(variant: Variant, inputs: Inputs) -> Attention | Refusal:
             call()
     # What torch's compiler cannot do surfaces as RuntimeError (its own classes) or as one of these.
     except (RuntimeError, NotImplementedError, ValueError, AssertionError) as error:
-        return Refusal(f"its compilation fails: {str(error).strip().splitlines()[0][:120]}")
+        return Refusal(f"its compilation fails: {str(error).strip().splitlines()[0][:160]}")
     return call

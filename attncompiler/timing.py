@@ -28,6 +28,14 @@ class Timing:
         low, _, high = quantiles(self.seconds, n=4)
         return (high - low) / self.median
 
+    def ratio_range(self, base: Timing) -> tuple[float, float]:
+        """The quartiles of this call's seconds over those of ``base`` in the same round: how sure a ratio is."""
+        ratios = [mine / theirs for mine, theirs in zip(self.seconds, base.seconds, strict=True)]
+        if len(ratios) < 2:
+            return ratios[0], ratios[0]
+        low, _, high = quantiles(ratios, n=4, method="inclusive")
+        return low, high
+
 
 def interleaved(
     calls: Mapping[str, Callable[[], object]],
@@ -35,8 +43,11 @@ def interleaved(
     rounds: int = 7,
     budget: float = 60.0,
     device: str = "cpu",
+    warm: bool = False,
 ) -> dict[str, Timing]:
     """Run all calls in turn, ``rounds`` times after one warm-up, or until ``budget`` seconds are spent.
+
+    ``warm`` says that every call ran just now and needs no warm-up.
 
     Every call gets the same number of runs, at least three. The order turns by one each round, so that no call
     always follows the same neighbour and finds its caches. On a ``device`` of type cuda a run's seconds are those
@@ -44,7 +55,7 @@ def interleaved(
     """
     measured = _on_gpu if device == "cuda" else _seconds
     names = list(calls)
-    for name in names:
+    for name in [] if warm else names:
         calls[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     start = time.perf_counter()

@@ -172,7 +172,8 @@ def dense(program: Program, traced: Trace, inputs: Inputs, scale: float) -> Tens
     }
 
     def axis(name: str, extent: int, place: int) -> Tensor:
-        return torch.arange(sizes[name]).view([extent if i == place else 1 for i in range(4)])
+        places = torch.arange(sizes[name], device=inputs.q.device)
+        return places.view([extent if i == place else 1 for i in range(4)])
 
     h = axis("H", -1, 1)
     leaves: dict[Expr, Tensor] = {Size(n): torch.tensor(x) for n, x in sizes.items()}  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnu
 Decorated = Callable[..., Any]
 
 
-def variant_arguments(function: Decorated) -> Decorated:
+def variant_arguments(function: Decorated, *, required: bool = True) -> Decorated:
     """``FILE --name NAME --set parameter=value``: which variant a command works on."""
     for decorate in (
         click.option(
@@ -30,7 +30,7 @@ def variant_arguments(function: Decorated) -> Decorated:
             help="A parameter's value; repeatable.",
         ),
         click.option("--name", help="Which variant, when the file defines several."),
-        click.argument("file", type=click.Path(path_type=Path)),
+        click.argument("file", type=click.Path(path_type=Path), required=required),
     ):
         function = decorate(function)
     return function

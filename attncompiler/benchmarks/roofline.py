@@ -1,0 +1,83 @@
+"""Turns a case and a machine's measured limits into the least time that the case can take there: the roofline.
+
+Work is what the definition asks for and no more: multiply-adds of the allowed pairs, and each input read and each
+result written once. Exponentials and masks are not counted, so no kernel reaches all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import torch
+
+from attncompiler.benchmarks.report import FORWARD, TRAINING, Peak
+from attncompiler.comparison import Size
+from attncompiler.timing import interleaved
+from attncompiler.torch_formulas import Inputs
+
+# Products of a forward pass (scores, output), and with a backward pass the scores again and four gradients.
+_PRODUCTS = {FORWARD: 2, TRAINING: 7}
+# q, k, v read and the output written; backward reads those four and the output's gradient, and writes three.
+_TRANSFERS = {FORWARD: 4, TRAINING: 12}
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """What a device can do at most: as measured, ``source`` says how."""
+
+    flops_per_second: float
+    bytes_per_second: float
+    source: str
+
+    def named(self, dtype: str) -> Peak:
+        """The same with the element type it is of, as a report keeps it."""
+        return Peak(dtype, self.flops_per_second, self.bytes_per_second, self.source)
+
+
+def peaks(device: str, dtype: str) -> Peaks:
+    """The best rates of a large matrix product in ``dtype`` and of a large copy.
+
+    A CPU without instructions for a narrow type computes in float32: its limit is the better of the two.
+    """
+    dtypes = [dtype] if device == "cuda" or dtype == "float32" else [dtype, "float32"]
+    rates = {each: _product_rate(device, getattr(torch, each)) for each in dtypes}
+    best = max(rates, key=lambda name: rates[name])
+    return Peaks(rates[best], _copy_rate(device), f"torch.mm in {best} and a copy")
+
+
+def least_seconds(
+    inputs: Inputs, size: Size, density: float, peak: Peak, section: str = FORWARD
+) -> float:
+    """The time of the multiply-adds or of the transfers, whichever is longer."""
+    kind = TRAINING if section == TRAINING else FORWARD
+    pairs = size.batch * size.heads * size.length**2 * density
+    flops = _PRODUCTS[kind] * 2 * pairs * size.head_dim
+    moved = _TRANSFERS[kind] / 4 * sum(
+        x.numel() * x.element_size() for x in (inputs.q, inputs.k, inputs.v, inputs.q)
+    )  # fmt: skip
+    return max(flops / peak.flops_per_second, moved / peak.bytes_per_second)
+
+
+def _product_rate(device: str, dtype: torch.dtype) -> float:
+    """Operations a second; a type that is slow at a small size is not tried at the large one."""
+    largest = 8192 if device == "cuda" else 2048
+    best = 0.0
+    for size in (256, 1024, largest):
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
+        begin = perf_counter()
+        timing = interleaved({"mm": partial(torch.mm, a, b)}, rounds=5, device=device)["mm"]
+        best = max(best, 2 * size**3 / min(timing.seconds))
+        if perf_counter() - begin > 0.5:
+            break
+    return best
+
+
+def _copy_rate(device: str) -> float:
+    """Bytes read and written a second."""
+    source = torch.zeros(2**28 if device == "cuda" else 2**26)
+    source = source.to(device)
+    target = torch.empty_like(source)
+    timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=7, device=device)["copy"]
+    return 2 * source.numel() * source.element_size() / min(timing.seconds)

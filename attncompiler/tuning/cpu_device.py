@@ -82,7 +82,7 @@ def _rates() -> dict[str, float]:
     """Measured once for a processor, a number of threads and a version of torch; takes about a second."""
 
     def fill(folder: Path) -> None:
-        (folder / "rates.json").write_text(json.dumps(_measure()), encoding="utf-8")
+        (folder / "rates.json").write_text(json.dumps(measured_rates()), encoding="utf-8")
 
     threads = torch.get_num_threads()
     key = content_key(processor(), str(threads), torch.__version__, str(_SIDE))
@@ -91,7 +91,8 @@ def _rates() -> dict[str, float]:
     return found
 
 
-def _measure() -> dict[str, float]:
+def measured_rates() -> dict[str, float]:
+    """Flops a second of products by element type, and bytes a second of a copy as "bandwidth"; takes half a second."""
     found = {"float32": _products(torch.float32, _SIDE), "float64": _products(torch.float64, _SIDE)}
     # 16-bit products that PyTorch has no fast form for would take seconds here, and make a roof that kernels, which
     # then multiply in float32, break through.

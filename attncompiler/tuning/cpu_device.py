@@ -20,7 +20,12 @@ from attncompiler.backends.cpp_cut import Machine
 from attncompiler.runtime.cache import content_key, entry
 from attncompiler.runtime.toolchain import processor, tiles_are_lent
 
-_SIDE, _GLANCE, _COPY, _RUNS = 1024, 160, 1 << 26, 5
+_SIDE, _COPY, _RUNS = 1024, 1 << 26, 5
+# Instructions for products of narrow types, of x86 and of ARM.
+_NARROW = {
+    torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
+    torch.float16: {"avx512_fp16", "amx_fp16", "fphp"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +99,12 @@ def _rates() -> dict[str, float]:
 def measured_rates() -> dict[str, float]:
     """Flops a second of products by element type, and bytes a second of a copy as "bandwidth"; takes half a second."""
     found = {"float32": _products(torch.float32, _SIDE), "float64": _products(torch.float64, _SIDE)}
-    # 16-bit products that PyTorch has no fast form for would take seconds here, and make a roof that kernels, which
-    # then multiply in float32, break through.
-    for dtype in (torch.bfloat16, torch.float16):
-        fast = _products(dtype, _GLANCE) > _products(torch.float32, _GLANCE)
+    # 16-bit products without instructions for them take seconds, and would make a roof that kernels, which then multiply
+    # in float32, break through.
+    flags = frozenset(processor().split())
+    for dtype, named in _NARROW.items():
         name = str(dtype).removeprefix("torch.")
-        found[name] = max(_products(dtype, _SIDE) if fast else 0.0, found["float32"])
+        found[name] = max(_products(dtype, _SIDE) if flags & named else 0.0, found["float32"])
     source = torch.ones(_COPY // 4)
     target = torch.empty_like(source)
     found["bandwidth"] = 2 * _COPY / _least(lambda: target.copy_(source))

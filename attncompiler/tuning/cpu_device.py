@@ -99,8 +99,8 @@ def _rates() -> dict[str, float]:
 def measured_rates() -> dict[str, float]:
     """Flops a second of products by element type, and bytes a second of a copy as "bandwidth"; takes half a second."""
     found = {"float32": _products(torch.float32, _SIDE), "float64": _products(torch.float64, _SIDE)}
-    # 16-bit products without instructions for them take seconds, and would make a roof that kernels, which then multiply
-    # in float32, break through.
+    # 16-bit products without instructions for them take seconds, and would make a roof that kernels, which then
+    # multiply in float32, break through.
     flags = frozenset(processor().split())
     for dtype, named in _NARROW.items():
         name = str(dtype).removeprefix("torch.")

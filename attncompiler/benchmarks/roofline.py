@@ -6,7 +6,7 @@ result written once. Exponentials and masks are not counted, so no kernel reache
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 
@@ -15,7 +15,6 @@ import torch
 from attncompiler.benchmarks.report import FORWARD, TRAINING, Peak
 from attncompiler.comparison import Size
 from attncompiler.timing import interleaved
-from attncompiler.torch_formulas import Inputs
 
 # Products of a forward pass (scores, output), and with a backward pass the scores again and four gradients.
 _PRODUCTS = {FORWARD: 2, TRAINING: 7}
@@ -47,16 +46,26 @@ def peaks(device: str, dtype: str) -> Peaks:
     return Peaks(rates[best], _copy_rate(device), f"torch.mm in {best} and a copy")
 
 
-def least_seconds(
-    inputs: Inputs, size: Size, density: float, peak: Peak, section: str = FORWARD
-) -> float:
-    """The time of the multiply-adds or of the transfers, whichever is longer."""
+def better(first: Peak | None, second: Peak) -> Peak:
+    """The higher of two measurements of each limit: a neighbour can only have lowered them."""
+    if first is None:
+        return second
+    return replace(
+        second,
+        flops_per_second=max(first.flops_per_second, second.flops_per_second),
+        bytes_per_second=max(first.bytes_per_second, second.bytes_per_second),
+    )
+
+
+def least_seconds(size: Size, density: float, peak: Peak, section: str = FORWARD) -> float:
+    """The time of the multiply-adds or of the transfers, whichever is longer; ``density`` is the share of pairs."""
     kind = TRAINING if section == TRAINING else FORWARD
     pairs = size.batch * size.heads * size.length**2 * density
     flops = _PRODUCTS[kind] * 2 * pairs * size.head_dim
-    moved = _TRANSFERS[kind] / 4 * sum(
-        x.numel() * x.element_size() for x in (inputs.q, inputs.k, inputs.v, inputs.q)
-    )  # fmt: skip
+    of_queries, of_keys = size.heads, size.kv_heads or size.heads
+    rows = size.batch * size.length * (of_queries + of_keys) / 2
+    item = getattr(torch, size.dtype).itemsize
+    moved = _TRANSFERS[kind] * rows * size.head_dim * item
     return max(flops / peak.flops_per_second, moved / peak.bytes_per_second)
 
 
@@ -69,15 +78,15 @@ def _product_rate(device: str, dtype: torch.dtype) -> float:
         begin = perf_counter()
         timing = interleaved({"mm": partial(torch.mm, a, b)}, rounds=5, device=device)["mm"]
         best = max(best, 2 * size**3 / min(timing.seconds))
-        if perf_counter() - begin > 0.5:
+        if perf_counter() - begin > 0.1:
             break
     return best
 
 
 def _copy_rate(device: str) -> float:
     """Bytes read and written a second."""
-    source = torch.zeros(2**28 if device == "cuda" else 2**26)
+    source = torch.zeros(2**28 if device == "cuda" else 2**24)
     source = source.to(device)
     target = torch.empty_like(source)
-    timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=7, device=device)["copy"]
+    timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=5, device=device)["copy"]
     return 2 * source.numel() * source.element_size() / min(timing.seconds)

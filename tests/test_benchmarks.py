@@ -35,7 +35,7 @@ from attncompiler.benchmarks.report import (
     to_json,
     write_all,
 )
-from attncompiler.benchmarks.roofline import least_seconds
+from attncompiler.benchmarks.roofline import better, least_seconds
 from attncompiler.benchmarks.suite import CASES, Case, case, chosen
 from attncompiler.benchmarks.summary import SDPA, means, rival_row, sentences
 from attncompiler.benchmarks.tables import page, readme_block, replace_block
@@ -79,7 +79,9 @@ def sample() -> Report:
                         for how, factor in (("flash", slower), ("math", 4 * slower))
                     ]
                     rows += [Row("flex", refusal="its compilation fails: a | b")]
-                lines.append(Line(section, name, replace(TINY, dtype=dtype), tuple(rows), 0.005))
+                lines.append(
+                    Line(section, name, replace(TINY, dtype=dtype), tuple(rows), 1.0, 0.005)
+                )
     sweep = [
         replace(lines[0], section="sweep", case="causal", size=replace(TINY, length=n))
         for n in (64, 128)
@@ -196,13 +198,18 @@ def test_memory_of_a_dense_call_holds_its_matrix() -> None:
 
 
 def test_the_roofline_is_the_longer_of_work_and_transfers() -> None:
-    inputs = inputs_for(Variant(), TINY)
-    work = least_seconds(inputs, TINY, 1.0, Peak("float32", 1e9, 1e30, ""))
+    work = least_seconds(TINY, 1.0, Peak("float32", 1e9, 1e30, ""))
     assert work == pytest.approx(4 * 2 * 48 * 48 * 16 / 1e9)
-    moved = least_seconds(inputs, TINY, 1.0, Peak("float32", 1e30, 1e9, ""))
+    moved = least_seconds(TINY, 1.0, Peak("float32", 1e30, 1e9, ""))
     assert moved == pytest.approx(4 * 2 * 48 * 16 * 4 / 1e9)
-    trained = least_seconds(inputs, TINY, 0.5, Peak("float32", 1e9, 1e30, ""), TRAINING)
+    trained = least_seconds(TINY, 0.5, Peak("float32", 1e9, 1e30, ""), TRAINING)
     assert trained == pytest.approx(3.5 * work / 2)
+
+
+def test_the_better_measurement_of_a_limit_counts() -> None:
+    first, second = Peak("float32", 1e9, 2e9, "a"), Peak("float32", 3e9, 1e9, "a")
+    assert better(None, first) is first
+    assert better(first, second) == Peak("float32", 3e9, 2e9, "a")
 
 
 def test_a_sparse_line_measures_against_dense() -> None:

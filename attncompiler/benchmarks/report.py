@@ -23,13 +23,17 @@ FORWARD, TRAINING, SWEEP = "forward", "forward+backward", "sweep"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One case at one size: every implementation's row, ours first; ``least`` are the roofline's seconds."""
+    """One case at one size: every implementation's row, ours first.
+
+    ``density`` is the share of pairs that the mask allows, ``least`` the roofline's seconds.
+    """
 
     section: str
     case: str
     size: Size
     rows: tuple[Row, ...]
-    least: float
+    density: float
+    least: float = math.nan
 
     @property
     def timed(self) -> dict[str, Row]:

@@ -6,7 +6,7 @@ result written once. Exponentials and masks are not counted, so no kernel reache
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,11 +14,8 @@ import torch
 from attncompiler.benchmarks.report import FORWARD, TRAINING, Peak
 from attncompiler.comparison import Size
 from attncompiler.timing import interleaved
-from attncompiler.torch_formulas import Inputs
 from attncompiler.tuning.cpu_device import measured_rates
 
-# Runs of the measurement.
-_RUNS = 6
 # Products of a forward pass (scores, output), and with a backward pass the scores again and four gradients.
 _PRODUCTS = {FORWARD: 2, TRAINING: 7}
 # q, k, v read and the output written; backward reads those four and the output's gradient, and writes three.
@@ -44,24 +41,32 @@ def peaks(device: str, dtype: str) -> Peaks:
     A CPU without instructions for a narrow type computes in float32: its limit is the better of the two.
     """
     if device == "cpu":
-        # A neighbour who has the machine for a moment must not lower the roof.
-        runs = [measured_rates() for _ in range(_RUNS)]
-        best = {name: max(run[name] for run in runs) for name in runs[0]}
-        return Peaks(best[dtype], best["bandwidth"], "products of large matrices and a copy")
+        rates = measured_rates((dtype,))
+        return Peaks(rates[dtype], rates["bandwidth"], "a product of large matrices and a copy")
     rate = _product_rate(device, getattr(torch, dtype))
     return Peaks(rate, _copy_rate(device), f"torch.mm in {dtype} and a copy")
 
 
-def least_seconds(
-    inputs: Inputs, size: Size, density: float, peak: Peak, section: str = FORWARD
-) -> float:
-    """The time of the multiply-adds or of the transfers, whichever is longer."""
+def better(first: Peak | None, second: Peak) -> Peak:
+    """The higher of two measurements of each limit: a neighbour can only have lowered them."""
+    if first is None:
+        return second
+    return replace(
+        second,
+        flops_per_second=max(first.flops_per_second, second.flops_per_second),
+        bytes_per_second=max(first.bytes_per_second, second.bytes_per_second),
+    )
+
+
+def least_seconds(size: Size, density: float, peak: Peak, section: str = FORWARD) -> float:
+    """The time of the multiply-adds or of the transfers, whichever is longer; ``density`` is the share of pairs."""
     kind = TRAINING if section == TRAINING else FORWARD
     pairs = size.batch * size.heads * size.length**2 * density
     flops = _PRODUCTS[kind] * 2 * pairs * size.head_dim
-    moved = _TRANSFERS[kind] / 4 * sum(
-        x.numel() * x.element_size() for x in (inputs.q, inputs.k, inputs.v, inputs.q)
-    )  # fmt: skip
+    of_queries, of_keys = size.heads, size.kv_heads or size.heads
+    rows = size.batch * size.length * (of_queries + of_keys) / 2
+    item = getattr(torch, size.dtype).itemsize
+    moved = _TRANSFERS[kind] * rows * size.head_dim * item
     return max(flops / peak.flops_per_second, moved / peak.bytes_per_second)
 
 
@@ -77,5 +82,5 @@ def _copy_rate(device: str) -> float:
     """Bytes read and written a second."""
     source = torch.zeros(2**28, device=device)
     target = torch.empty_like(source)
-    timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=7, device=device)["copy"]
+    timing = interleaved({"copy": lambda: target.copy_(source)}, rounds=5, device=device)["copy"]
     return 2 * source.numel() * source.element_size() / min(timing.seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from attncompiler.benchmarks import build_time, memory, sparse
@@ -22,7 +22,7 @@ from attncompiler.benchmarks.report import (
     Report,
     SparseLine,
 )
-from attncompiler.benchmarks.roofline import least_seconds, peaks
+from attncompiler.benchmarks.roofline import better, least_seconds, peaks
 from attncompiler.benchmarks.suite import Case, case
 from attncompiler.comparison import Size, compare, inputs_for
 from attncompiler.compiler import compile as compile_variant
@@ -56,12 +56,21 @@ class Runner:
             sparse_lines = list(self._heard(self._sparse()))
             memory_lines = list(self._heard(self._memory()))
             build_lines = list(self._heard(self._build()))
+        finished = [
+            replace(
+                line,
+                least=least_seconds(
+                    line.size, line.density, self._peaks[line.size.dtype], line.section
+                ),
+            )
+            for line in lines
+        ]
         return Report(
             self.plan.device,
             machine(self.plan.device),
             self.quick,
             tuple(self._peaks.values()),
-            tuple(lines),
+            tuple(finished),
             tuple(sparse_lines),
             tuple(memory_lines),
             tuple(build_lines),
@@ -128,13 +137,10 @@ class Runner:
             backend=plan.backend, rounds=self.rounds, budget=plan.budget, training=training,
             others=gpu_makers(each, plan.device, training=training),
         )  # fmt: skip
-        least = least_seconds(inputs, size, _density(each, inputs), self._peak(size.dtype), section)
-        return Line(section, each.name, size, tuple(rows), least)
-
-    def _peak(self, dtype: str) -> Peak:
-        if dtype not in self._peaks:
-            self._peaks[dtype] = peaks(self.plan.device, dtype).named(dtype)
-        return self._peaks[dtype]
+        # Beside every line: a limit that was measured once, in a slow moment, would be none.
+        peak = peaks(plan.device, size.dtype).named(size.dtype)
+        self._peaks[size.dtype] = better(self._peaks.get(size.dtype), peak)
+        return Line(section, each.name, size, tuple(rows), _density(each, inputs))
 
 
 def _density(each: Case, inputs: Inputs) -> float:

@@ -177,7 +177,10 @@ def sparse_table(report: Report) -> str:
     return table("llrrrrrrrr", header, rows)
 
 
-_MEMORY = "MiB that one call adds at its peak, its result included."
+_MEMORY = (
+    "MiB that one call adds at its peak, its result included; what is made before and kept, such as SDPA's matrix of a "
+    "mask, is not counted."
+)
 
 
 def memory_table(lines: Sequence[MemoryLine]) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 import torch
 
-from attncompiler.backends.cpp_context import PIECES
+from attncompiler.backends.cpp_context import PIECES, REAL_BYTES
 from attncompiler.backends.cpp_cut import Machine
 from attncompiler.runtime.cache import content_key, entry
 from attncompiler.runtime.toolchain import processor, tiles_are_lent
@@ -23,8 +23,8 @@ from attncompiler.runtime.toolchain import processor, tiles_are_lent
 _SIDE, _COPY, _RUNS = 1024, 1 << 26, 5
 # Instructions for products of narrow types, of x86 and of ARM.
 _NARROW = {
-    torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
-    torch.float16: {"avx512_fp16", "amx_fp16", "fphp"},
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "fphp"},
 }
 
 
@@ -96,25 +96,30 @@ def _rates() -> dict[str, float]:
     return found
 
 
-def measured_rates() -> dict[str, float]:
-    """Flops a second of products by element type, and bytes a second of a copy as "bandwidth"; takes half a second."""
-    found = {"float32": _products(torch.float32, _SIDE), "float64": _products(torch.float64, _SIDE)}
+def measured_rates(dtypes: Collection[str] = tuple(REAL_BYTES)) -> dict[str, float]:
+    """Flops a second of products by element type, and bytes a second of a copy as "bandwidth".
+
+    Takes a tenth of a second for a type.
+    """
     # 16-bit products without instructions for them take seconds, and would make a roof that kernels, which then
     # multiply in float32, break through.
     flags = frozenset(processor().split())
-    for dtype, named in _NARROW.items():
-        name = str(dtype).removeprefix("torch.")
-        found[name] = max(_products(dtype, _SIDE) if flags & named else 0.0, found["float32"])
+    found = {}
+    for name in dtypes:
+        own = name not in _NARROW or flags & _NARROW[name]
+        rates = [_products(getattr(torch, name))] if own else []
+        rates += [_products(torch.float32)] if name in _NARROW else []
+        found[name] = max(rates)
     source = torch.ones(_COPY // 4)
     target = torch.empty_like(source)
     found["bandwidth"] = 2 * _COPY / _least(lambda: target.copy_(source))
     return found
 
 
-def _products(dtype: torch.dtype, side: int) -> float:
+def _products(dtype: torch.dtype) -> float:
     """Flops a second of a product of square matrices."""
-    x = torch.randn(side, side).to(dtype)
-    return 2 * side**3 / _least(lambda: x @ x)
+    x = torch.randn(_SIDE, _SIDE).to(dtype)
+    return 2 * _SIDE**3 / _least(lambda: x @ x)
 
 
 def _least(call: Callable[[], object]) -> float:

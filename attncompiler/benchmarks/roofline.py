@@ -75,7 +75,7 @@ def _product_rate(device: str, dtype: torch.dtype) -> float:
     side = 8192
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     timing = interleaved({"mm": partial(torch.mm, a, b)}, rounds=5, device=device)["mm"]
-    return 2 * side**3 / min(timing.seconds)
+    return float(2 * side**3 / min(timing.seconds))
 
 
 def _copy_rate(device: str) -> float:

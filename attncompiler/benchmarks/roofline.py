@@ -65,7 +65,7 @@ def least_seconds(size: Size, density: float, peak: Peak, section: str = FORWARD
     flops = _PRODUCTS[kind] * 2 * pairs * size.head_dim
     of_queries, of_keys = size.heads, size.kv_heads or size.heads
     rows = size.batch * size.length * (of_queries + of_keys) / 2
-    item = getattr(torch, size.dtype).itemsize
+    item: int = getattr(torch, size.dtype).itemsize
     moved = _TRANSFERS[kind] * rows * size.head_dim * item
     return max(flops / peak.flops_per_second, moved / peak.bytes_per_second)
 

@@ -37,7 +37,7 @@ class TilelangModule:
     """The kernels of a generated file, called as those of a Triton module."""
 
     def __init__(self, module: ModuleType) -> None:
-        self.__name__ = module.__name__
+        self.__name__, self.__file__ = module.__name__, module.__file__
         for name in ("REVERSED", "DOT_SCALE"):
             if hasattr(module, name):
                 setattr(self, name, getattr(module, name))

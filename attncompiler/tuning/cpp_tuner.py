@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -130,11 +131,37 @@ class CppTuner:
         wanted: frozenset[str] | None,
         situation: Situation,
     ) -> list[Schedule]:
-        """The default, then every other schedule, the fastest by the model first."""
+        """The default, then every other schedule, the fastest by the model first.
+
+        Of schedules that differ in how work is shared out alone, which matters little, one comes early.
+        """
         device = cpu_device(spec.dtype)
         load = load_of(self.kernels, kind, spec, wanted, situation)
         usual, *others = space(kind, device.machine, spec)
-        return [usual, *sorted(others, key=lambda cut: estimate(load, cut, device).seconds)]
+        return [usual, *in_turns(usual, others, lambda cut: estimate(load, cut, device).seconds)]
+
+
+def in_turns(
+    usual: Schedule, cuts: Sequence[Schedule], seconds: Callable[[Schedule], float]
+) -> list[Schedule]:
+    """By predicted time: first the best schedule of each tile and register shape, then the second best of each ..."""
+
+    def shape(cut: Schedule) -> tuple[int, ...]:
+        return cut.tile, cut.rows, cut.vectors, cut.keys
+
+    def unlike(cut: Schedule) -> int:
+        """How many ways of sharing differ from the default's: of equals the likest one comes first."""
+        return (
+            (cut.blocks != usual.blocks) + (cut.slots != usual.slots) + (cut.tasks != usual.tasks)
+        )
+
+    times = {cut: round(seconds(cut), 9) for cut in cuts}
+    met = Counter([shape(usual)])
+    turns = {}
+    for cut in sorted(cuts, key=lambda cut: (times[cut], unlike(cut))):
+        turns[cut] = met[shape(cut)]
+        met[shape(cut)] += 1
+    return sorted(cuts, key=lambda cut: (turns[cut], times[cut], unlike(cut)))
 
 
 def load_of(

@@ -28,8 +28,9 @@ _EXPONENTIAL = 9
 _AROUND = 8
 # Sums in flight that hide the latency of a multiply-add; registers of vectors.
 _IN_FLIGHT, _REGISTERS = 8, {64: 32, 32: 16, 16: 16}
+_USUAL_READS = 1.5  # operands that are multiplied and loaded for a multiply-add, of a good shape
 _SPILLS = 1.5  # the price of more sums than registers
-_NEAR = 0.15  # multiply-adds for a byte that comes from the second-level cache
+_NEAR = 0.05  # multiply-adds for a byte that comes from the second-level cache
 _FAR = 0.12  # operations of a vector for a byte a lane that comes from the third-level cache
 _LAUNCH = 8e-6  # seconds
 
@@ -102,14 +103,15 @@ def _products(load: Load, cut: Schedule, device: CpuDevice) -> float:
     if cut.machine == "matrix":
         return 1.0 + 16.0 / cut.tile
     sums, real = cut.vectors * cut.keys, REAL_BYTES[load.dtype]
-    reads = (cut.vectors + cut.keys) / sums
+    # Loads share the machine with multiply-adds: of two shapes with as many sums the squarer one has fewer.
+    reads = (1.0 + (cut.vectors + cut.keys) / sums) / _USUAL_READS
     short = _IN_FLIGHT / sums
     spills = _SPILLS if sums + cut.vectors + 1 > _REGISTERS[device.vector] else 1.0
     around = 1.0 + (sums + _AROUND) / (sums * load.head_dim)
     tail = math.ceil(cut.tile / cut.keys) * cut.keys / cut.tile
     # Keys that the first cache has no room for are read again by every few vectors of rows.
     far = min(max(cut.tile * load.head_dim * real / device.l1 - 0.5, 0.0), 1.0)
-    return max(1.0, reads, short) * spills * around * tail + _NEAR * far * real / cut.vectors
+    return max(reads, short) * spills * around * tail + _NEAR * far * real / cut.vectors
 
 
 def _around_a_visit(load: Load, cut: Schedule, device: CpuDevice) -> float:

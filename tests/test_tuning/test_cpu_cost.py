@@ -9,9 +9,10 @@ import torch
 
 from attncompiler.backends.cpp import Specialization
 from attncompiler.backends.cpp_cut import Schedule
-from attncompiler.backends.cpp_schedule import default
+from attncompiler.backends.cpp_schedule import default, space
 from attncompiler.backends.triton_work import PairWork
 from attncompiler.runtime.tile_tables import Sizes
+from attncompiler.tuning.cpp_tuner import in_turns
 from attncompiler.tuning.cpu_cost import Load, estimate
 from attncompiler.tuning.cpu_device import CpuDevice, cpu_device, machine_for
 
@@ -74,3 +75,14 @@ def test_the_cpu_that_is_here() -> None:
         assert found.flops > 1e9
         assert found.bandwidth > 1e8
         assert 4096 <= found.l1 <= found.l2
+
+
+def test_the_first_candidates_differ_in_what_matters() -> None:
+    usual, *others = space("forward", "32", Specialization("float32", 64, 64))
+    order = in_turns(usual, others, lambda cut: estimate(LOAD, cut, DEVICE).seconds)
+    assert sorted(order, key=str) == sorted(others, key=str)
+    first = order[:10]
+    assert len({(c.tile, c.rows, c.vectors, c.keys) for c in first}) == 10
+    times = [estimate(LOAD, cut, DEVICE).seconds for cut in first]
+    assert times == sorted(times)
+    assert {(c.blocks, c.tasks) for c in first} == {(usual.blocks, usual.tasks)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+import timeit
 
 import hypothesis.strategies as st
 import pytest
@@ -237,10 +237,8 @@ def test_unannotated_scale_is_a_constant() -> None:
 def test_the_same_class_gives_the_same_program_quickly() -> None:
     first = trace(Gemma())
     assert trace(Gemma()).program == first.program
-    start = time.perf_counter()
-    for _ in range(20):
-        trace(Gemma())
-    assert (time.perf_counter() - start) / 20 < 0.02
+    # The best of many: a busy machine must not fail it.
+    assert min(timeit.repeat(lambda: trace(Gemma()), number=1, repeat=20)) < 0.02
 
 
 def test_default_normalizer_is_softmax_and_keeps_lse() -> None:

@@ -137,10 +137,10 @@ def test_training_on_a_long_window_takes_little_memory() -> None:
 
 
 def test_a_small_call_costs_little() -> None:
-    """B=1, H=1, S=16 without gradients, in this thread's own time: under 30 microseconds or a few SDPA calls."""
+    """A call without gradients enters few functions; the steps are counted, as times depend on the machine."""
     out = run_script(
         """
-        import time, timeit, torch, attncompiler
+        import collections, sys, torch, attncompiler
         from attncompiler.dsl import Tensor, Variant, causal
         class Sunk(Variant):
             window: int = 8
@@ -152,13 +152,20 @@ def test_a_small_call_costs_little() -> None:
         op = attncompiler.compile(Sunk)
         q, k, v = torch.randn(3, 1, 1, 16, 64)
         sink = torch.zeros(1, requires_grad=True)
-        sdpa = torch.nn.functional.scaled_dot_product_attention
+        entered = collections.Counter()
+        def count(frame, event, argument):
+            if event == "call":
+                entered[frame.f_code.co_qualname] += 1
+            elif event == "c_call":
+                entered[argument.__name__] += 1
         with torch.no_grad():
-            for call in (lambda: op(q, k, v, sink=sink, window=4), lambda: sdpa(q, k, v)):
-                call()
-                print(min(timeit.repeat(call, number=500, repeat=20, timer=time.thread_time)) / 500)
-        """,
-        OMP_NUM_THREADS="1",
+            op(q, k, v, sink=sink, window=4)
+            sys.setprofile(count)
+            op(q, k, v, sink=sink, window=4)
+            sys.setprofile(None)
+        print(entered.total(), entered["empty"], entered["Launcher._checked"])
+        """
     )
-    ours, theirs = map(float, out.split())
-    assert ours < max(30e-6, 5 * theirs), f"{ours * 1e6:.1f} us, SDPA {theirs * 1e6:.1f} us"
+    steps, allocated, checked = map(int, out.split())
+    assert steps <= 65, steps
+    assert (allocated, checked) == (1, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,9 +73,9 @@ def test_hopper_without_spills() -> None:
     assert result.instructions["tma_load"] > 0
     assert "mma" not in result.instructions
     assert result.instructions["exp2"] == 128 * 128 // 256 + 2  # one an element, one a row
-    begin = time.perf_counter()
-    again = answer(result.request, HOPPER)
-    assert time.perf_counter() - begin < 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", None)  # no compiler is started
+        again = answer(result.request, HOPPER)
     assert again == dataclasses.replace(result, cached=True)
 
 

@@ -49,7 +49,7 @@ def space(kind: Kind, machine: Machine, spec: Specialization) -> list[Schedule]:
     for (vectors, keys), tile, blocks, slots, tasks in product(
         registers,
         (32, 64, 96, 128, 192) if matrix else (48, 72, 96, 144, 192),
-        (4, 8, 16, 32) if matrix else (2, 4, 8),
+        (4, 8, 16, 32) if matrix or kind == "forward" else (2, 4, 8),
         (1, 4, 16) if matrix and kind == "forward" else (1,),
         (2, 4, 8),
     ):
@@ -74,9 +74,13 @@ def _rows(kind: Kind, machine: Machine, vectors: int) -> list[int]:
 
 
 def _forward(machine: Machine, spec: Specialization) -> Schedule:
+    if machine == "64":
+        return Schedule(machine, 96, 4, 4, 6)
     if machine != "matrix":
-        vectors, keys = (4, 6) if machine == "64" else (3, 4)
-        return Schedule(machine, 96, vectors, vectors, keys)
+        # Keys and values of a head that outgrow the second-level cache are read once for all blocks of a task; what is
+        # read where it lies comes slower than a copy.
+        blocks = 32 if spec.dtype in ("float32", "float64") else 16
+        return Schedule(machine, 96, 3, 3, 4, blocks)
     # As many blocks and tiles as leave room in the second-level cache.
     pieces = PIECES[spec.dtype]
     row = (4 + 2 * pieces if pieces > 1 else 2) * spec.head_dim + 4 * spec.value_dim

@@ -12,6 +12,7 @@ from torch import Tensor
 from attncompiler.runtime.call_checks import refuse_device
 from attncompiler.runtime.engine import Engine
 from attncompiler.runtime.errors import MissingTilelangError, MissingTritonError
+from attncompiler.runtime.gpu_choice import GpuChoice
 from attncompiler.runtime.interpreting import SERIAL_SWITCH, is_interpreting, is_serial
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.launch import Launcher
@@ -19,8 +20,8 @@ from attncompiler.runtime.launch import Launcher
 if TYPE_CHECKING:
     from attncompiler.runtime.triton_engine import TritonEngine
 
-# The backend that runs on a type of device where the user leaves the choice to us.
-CHOICE = {"cpu": "cpp", "cuda": "triton"}
+# What runs on a type of device where the user leaves the choice to us: a backend, or measurements choose ("gpu").
+CHOICE = {"cpu": "cpp", "cuda": "gpu"}
 # Where each backend runs.
 DEVICES = {"cpp": "cpu", "triton": "cuda", "tilelang": "cuda"}
 # Whether its kernels run on the CPU all the same, to be checked.
@@ -80,6 +81,8 @@ class Engines:
             name = self.name(device)
             how = _HOW[name] if name else "refused with an error"
             lines.append(f"   Tensors on {title}: {how}.")
+            found = self._found.get(device)
+            lines += found.explain() if isinstance(found, GpuChoice) else []
         if not self.deterministic:
             lines.append(
                 "   Gradients of tensors that many programs add to may differ in their last bits."
@@ -87,7 +90,7 @@ class Engines:
         return lines
 
     def name(self, device: str) -> str:
-        """The backend that runs on a type of device; empty where none does."""
+        """The backend that runs on a type of device; "gpu" where measurements choose it, empty where none does."""
         if self.backend == "auto":
             return CHOICE.get(device, "")
         if device == DEVICES[self.backend]:
@@ -106,7 +109,19 @@ def _cpp(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine:
     return launcher
 
 
-def _triton(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine:
+def _gpu(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine:
+    """Triton's kernels, or those of TileLang where that is installed and was measured to be faster."""
+    usual = _triton(kernels, deterministic, tune)
+    if importlib.util.find_spec("tilelang") is None:
+        return usual
+    from attncompiler.tuning.gpu_judge import GpuJudge
+    from attncompiler.tuning.tuner import Limits
+
+    engines = {"triton": usual, "tilelang": _tilelang(kernels, deterministic, tune)}
+    return GpuChoice(engines, GpuJudge(kernels, None if tune is None else Limits(seconds=tune)))
+
+
+def _triton(kernels: Kernels, deterministic: bool, tune: float | None) -> TritonEngine:
     if importlib.util.find_spec("triton") is None:
         raise MissingTritonError
     from attncompiler.runtime.triton_engine import TritonEngine
@@ -115,7 +130,7 @@ def _triton(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine
     return _tuned(TritonEngine(kernels, TritonSources(kernels)), kernels, deterministic, tune)
 
 
-def _tilelang(kernels: Kernels, deterministic: bool, tune: float | None) -> Engine:
+def _tilelang(kernels: Kernels, deterministic: bool, tune: float | None) -> TritonEngine:
     if importlib.util.find_spec("tilelang") is None:
         raise MissingTilelangError
     from attncompiler.runtime.tilelang_sources import TilelangSources
@@ -138,11 +153,13 @@ def _tuned(
 
 _ENGINES: dict[str, Callable[[Kernels, bool, float | None], Engine]] = {
     "cpp": _cpp,
+    "gpu": _gpu,
     "triton": _triton,
     "tilelang": _tilelang,
 }
 _HOW = {
     "cpp": "C++ kernels (cpp)",
+    "gpu": "Triton kernels (triton), or those of TileLang (tilelang) for calls that tuning found them faster for",
     "triton": "Triton kernels (triton)",
     "tilelang": "TileLang kernels (tilelang)",
 }

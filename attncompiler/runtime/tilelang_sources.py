@@ -37,7 +37,6 @@ class TilelangSources(TritonSources):
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__(kernels)
-        ready_tilelang()
         self._launched: dict[str, TilelangModule] = {}
         self._guard = threading.RLock()
 
@@ -45,11 +44,13 @@ class TilelangSources(TritonSources):
         self, dims: Dims, types: Mapping[str, str], wanted: frozenset[str]
     ) -> tuple[BackwardSignature, ModuleType]:
         """The imported backward kernels, and what they take."""
+        ready_tilelang()
         signature, module = super().backward(dims, types, wanted)
         return signature, self._launch(module)
 
     def forward(self, dims: Dims, types: Mapping[str, str]) -> ModuleType:
         """The imported forward kernel; one file holds for all ``dims``."""
+        ready_tilelang()
         return self._launch(super().forward(dims, types))
 
     def configs(

@@ -32,6 +32,7 @@ _USUAL_READS = 1.5  # operands that are multiplied and loaded for a multiply-add
 _SPILLS = 1.5  # the price of more sums than registers
 _NEAR = 0.05  # multiply-adds for a byte that comes from the second-level cache
 _FAR = 0.12  # operations of a vector for a byte a lane that comes from the third-level cache
+_TILE = 0.2  # operations of a vector for a byte of keys and values, which come from there or from memory
 _LAUNCH = 8e-6  # seconds
 
 
@@ -81,7 +82,7 @@ def estimate(load: Load, cut: Schedule, device: CpuDevice) -> Estimate:
     exponentials = element * load.pair.exponentials * _EXPONENTIAL
     elements = element * load.pair.operations
     moved = visits * _around_a_visit(load, cut, device) * operation
-    prepared = visits * _prepared(load, cut) / lanes / _sharing(load, cut, device, rows) * operation
+    prepared = visits * _prepared(load, cut, lanes) / _sharing(load, cut, device, rows) * operation
     busy = (products + exponentials + elements + moved + prepared) * _waiting(
         load, cut, device, rows
     )
@@ -126,10 +127,11 @@ def _around_a_visit(load: Load, cut: Schedule, device: CpuDevice) -> float:
     return lines
 
 
-def _prepared(load: Load, cut: Schedule) -> float:
-    """Numbers of keys and values that are copied or converted before a tile is visited."""
+def _prepared(load: Load, cut: Schedule, lanes: int) -> float:
+    """Operations of vectors that read the keys and values of a tile from afar and copy or convert them."""
     copied = 0 if load.dtype in ("float32", "float64") and cut.machine != "matrix" else 2
-    return copied * cut.tile * (load.head_dim + load.value_dim)
+    numbers = cut.tile * (load.head_dim + load.value_dim)
+    return numbers * (copied / lanes + _TILE * _ELEMENT_BYTES[load.dtype])
 
 
 def _sharing(load: Load, cut: Schedule, device: CpuDevice, rows: int) -> int:

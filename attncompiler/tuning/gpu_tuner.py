@@ -53,12 +53,8 @@ class GpuTuner:
         self, engine: TritonEngine, module: ModuleType, options: Tilings, call: tuple[Any, ...]
     ) -> None:
         """Put the best tiling first for a call of ``engine.forward``."""
-        q, k, v, captured, q_start, _, numbers = call[:7]
-        signature = self.kernels.signature
-        tensors = {t.name: x for t, x in zip(signature.tensors, captured, strict=True)}
-        params = {p.name: x for p, x in zip(signature.params, numbers, strict=True)}
-        situation = Situation(Sizes.of(q, k), q_start, params, tensors, threads=0)
-        spec = _specialization(q, v, tensors)
+        q = call[0]
+        spec, situation = forward_call(self.kernels, call)
 
         def prepare(tiling: Tiling) -> Callable[[], object]:
             return partial(_fixed(engine, {"forward": tiling}).forward, *call)
@@ -74,9 +70,8 @@ class GpuTuner:
         named: Mapping[str, Any],
     ) -> None:
         """The same for the kernels of a call of ``engine.backward``."""
-        (q, k, v), _, _, tensors = call
-        situation = Situation(Sizes.of(q, k), named["q_start"], named["params"], tensors, threads=0)
-        spec = _specialization(q, v, tensors)
+        (q, _, _), *_ = call
+        spec, situation = backward_call(call, named)
         for kind, mine in options:
 
             def prepare(tiling: Tiling, kind: Kind = kind) -> Callable[[], object]:
@@ -130,9 +125,9 @@ class GpuTuner:
     ) -> Record:
         assert self.limits is not None
         device = "cuda" if q.is_cuda else "cpu"
-        refused = RuntimeError, _out_of_resources()
+        refused = RuntimeError, out_of_resources()
         search = Search(list(options.options), prepare, refused=refused, known=known, device=device)
-        words = f"{kind} of {bucket} on {_device_name(q.device)}"
+        words = f"{kind} of {bucket} on {device_name(q.device)}"
 
         def log(step: Step[Tiling]) -> None:
             write(folder, str(bucket), _record(bucket, search.trials, words, None))
@@ -156,8 +151,8 @@ class GpuTuner:
         key = (kind, module, spec, device, engine.deterministic, tf32)
         if key not in self._keys:
             told = repr((kind, spec, engine.backend, engine.deterministic, tf32))
-            code = _code(Path(str(module.__file__)))
-            made = content_key(code, told, _device_name(device), _versions())
+            code = code_of(Path(str(module.__file__)).read_text(encoding="utf-8"))
+            made = content_key(code, told, device_name(device), versions())
             self._keys[key] = folder_of(self.kernels.name, made)
         return self._keys[key]
 
@@ -175,24 +170,45 @@ def _fixed(engine: TritonEngine, tilings: Mapping[Kind, Tiling]) -> TritonEngine
     return made
 
 
+def forward_call(kernels: Kernels, call: tuple[Any, ...]) -> tuple[Specialization, Situation]:
+    """What records of ``engine.forward(*call)`` go by."""
+    q, k, v, captured, q_start, _, numbers = call[:7]
+    signature = kernels.signature
+    tensors = {t.name: x for t, x in zip(signature.tensors, captured, strict=True)}
+    params = {p.name: x for p, x in zip(signature.params, numbers, strict=True)}
+    situation = Situation(Sizes.of(q, k), q_start, params, tensors, threads=0)
+    return _specialization(q, v, tensors), situation
+
+
+def backward_call(
+    call: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[Specialization, Situation]:
+    """What records of ``engine.backward(*call, **named)`` go by."""
+    (q, k, v), _, _, tensors = call
+    situation = Situation(Sizes.of(q, k), named["q_start"], named["params"], tensors, threads=0)
+    return _specialization(q, v, tensors), situation
+
+
 def _specialization(q: Tensor, v: Tensor, tensors: Mapping[str, Tensor]) -> Specialization:
     types = tuple(str(x.dtype).removeprefix("torch.") for x in tensors.values())
     return Specialization(INPUT_TYPES[q.dtype], q.shape[3], v.shape[3], types)
 
 
-def _code(path: Path) -> str:
+def code_of(source: str) -> str:
     """A module's code without what its docstring quotes."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(source)
     return ast.dump(ast.Module(tree.body[1:] if ast.get_docstring(tree) else tree.body, []))
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What records name a device by."""
     if device.type != "cuda":
         return "an interpreter"
     return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
 
 
-def _versions() -> str:
+def versions() -> str:
+    """Of whatever turns a module into machine code."""
     found = [torch.__version__, str(torch.version.cuda), str(torch.version.hip)]
     for name in ("triton", "tilelang"):
         try:
@@ -202,7 +218,8 @@ def _versions() -> str:
     return " ".join(found)
 
 
-def _out_of_resources() -> type[Exception]:
+def out_of_resources() -> type[Exception]:
+    """What Triton raises for tiles that a device has no room for."""
     from triton.runtime.errors import OutOfResources
 
     found: type[Exception] = OutOfResources

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from attncompiler.errors import ArgumentsError
-from attncompiler.runtime.launch import Launcher
-from attncompiler.tuning.cpp_tuner import CppTuner
-from attncompiler.tuning.gpu_tuner import GpuTuner
+from attncompiler.runtime.gpu_choice import GpuChoice
 from attncompiler.tuning.tuned import Tuned
-from attncompiler.tuning.tuner import Limits, Step
+from attncompiler.tuning.tuner import Step
 
 if TYPE_CHECKING:
     from attncompiler.runtime.operator import Operator
@@ -50,16 +48,24 @@ def tune_operator(
         deterministic=engines.deterministic,
         tune=seconds,
     )
-    engine: Any = made._engines.of(tokens[0])  # a Launcher or a TritonEngine
-    make = CppTuner if isinstance(engine, Launcher) else GpuTuner
-    tuner = engine.tuner = make(made._kernels, Limits(seconds), again=again)
-    if progress is not None:
-        tuner.hear = progress
+    engine: Any = made._engines.of(tokens[0])  # a Launcher, a TritonEngine or a GpuChoice
+    found: list[Tuned] = []
+    for tuner in _tuners(engine):
+        tuner.again, tuner.found = again, found
+        if progress is not None:
+            tuner.hear = progress
     _run(made, tokens, arguments, backward=backward)
     operator._kernels.forget_choices()
     before: Any = engines.of(tokens[0])
     before.forget()
-    return tuner.found
+    return found
+
+
+def _tuners(engine: Any) -> list[Any]:
+    """What decides for an engine that was made to tune: its tuner, or those of all it chooses of and its judge."""
+    if isinstance(engine, GpuChoice):
+        return [engine.judge, *(one.tuner for one in engine.engines.values())]
+    return [engine.tuner]
 
 
 def _run(

@@ -14,14 +14,15 @@ from attncompiler.runtime.triton_launch import Tiling
 class Tuned:
     """The winner for one kernel and class of calls; ``ratio`` is its time over the default's.
 
-    ``kind`` is "forward" or "backward", of GPU kernels "forward", "rows" or "columns". ``seconds`` are those of a call,
+    ``kind`` is "forward" or "backward", of GPU kernels "forward", "rows" or "columns". Where backends were compared
+    ``kind`` is "forward backend" or "backward backend" and the winner the name of one. ``seconds`` are those of a call,
     ``measured`` counts the candidates that were timed; ``known`` says that all of this is from an earlier search.
     """
 
     kind: str
     bucket: Bucket
     spec: Specialization
-    winner: Schedule | Tiling
+    winner: Schedule | Tiling | str
     ratio: float
     seconds: float
     measured: int

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from attncompiler.artifact.backend import Backend, PackagedKernel
 from attncompiler.artifact.program import program_entry
@@ -12,8 +15,12 @@ from attncompiler.artifact.specialize import Wanted
 from attncompiler.backends.gpu_targets import TARGETS
 from attncompiler.backends.tile_config import Config, Kind
 from attncompiler.ir.program import TensorDecl
+from attncompiler.runtime.interpreting import is_interpreting
 from attncompiler.runtime.kernels import Kernels
+from attncompiler.runtime.listed_tilings import device_name
 from attncompiler.runtime.triton_sources import TritonSources
+from attncompiler.tuning.gpu_tuner import folder_for, specialization
+from attncompiler.tuning.records import records
 
 if TYPE_CHECKING:
     from attncompiler.compiler import Compilation
@@ -51,8 +58,10 @@ def _printed(compilation: Compilation, spec: Wanted, *, backward: bool) -> Itera
         return [spec.tensors[t.name] for t in read]
 
     read = kernels.kernel.tensors
-    tiles = _tiles(sources, spec, ("forward",))
-    yield packaged("forward", read, sources.forward_source(types(read)), tiles=tiles)
+    kinds: tuple[Kind, ...] = ("forward",)
+    source = sources.forward_source(types(read))
+    tuned = _tuned(kernels.name, kinds, source, spec, read)
+    yield packaged("forward", read, source, tiles=_tiles(sources, spec, kinds), tuned=tuned)
     if _planned(sources):
         read = compilation.tile_plan.tensors
         source = sources.plan_source(types(read))
@@ -60,15 +69,17 @@ def _printed(compilation: Compilation, spec: Wanted, *, backward: bool) -> Itera
     if not backward:
         return
     for learns in dict.fromkeys((kernels.learns, frozenset[str]())):
-        read = kernels.loops(learns).tensors
+        read, kinds = kernels.loops(learns).tensors, ("rows", "columns")
+        source = sources.backward_source(learns, types(read))
         yield packaged(
             "backward",
             read,
-            sources.backward_source(learns, types(read)),
+            source,
             "backward" if learns == kernels.learns else "backward_of_inputs",
             wanted=sorted(learns),
             signature=asdict(sources.backward_signature(learns)),
-            tiles=_tiles(sources, spec, ("rows", "columns"), learns),
+            tiles=_tiles(sources, spec, kinds, learns),
+            tuned=_tuned(kernels.name, kinds, source, spec, read),
         )
 
 
@@ -103,6 +114,31 @@ def _tiles(
         }
         for kind in kinds
     }
+
+
+def _tuned(
+    name: str, kinds: Sequence[Kind], source: str, spec: Wanted, read: Sequence[TensorDecl]
+) -> list[dict[str, Any]]:
+    """What tuning found on the devices that are here: kernel, device, class of calls, tiling."""
+    types = specialization(spec.dims, {t.name: spec.tensors[t.name] for t in read})
+    found = []
+    for kind, device, tf32 in product(kinds, _devices(), (False, True)):
+        kernel = "triton", kind, source
+        folder = folder_for(name, kernel, types, device, deterministic=True, tf32=tf32)
+        place = {"kind": kind, "device": device_name(device), "tf32": tf32}
+        found += [
+            {**place, "calls": record.bucket, "tiling": record.choice}
+            for _, record in records(folder)
+        ]
+    return found
+
+
+def _devices() -> list[torch.device]:
+    """One of each model; the interpreter's where that runs kernels."""
+    if is_interpreting():
+        return [torch.device("cpu")]
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return list({device_name(device): device for device in devices}.values())
 
 
 def preferring(kernels: Sequence[PackagedKernel], built: GpuBuild) -> list[PackagedKernel]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.tile_config import Config, Kind
+from attncompiler.runtime.listed_tilings import ListedTilings
 from attncompiler.runtime.manifest import Json, ManifestKernels
 from attncompiler.runtime.triton_backward import BackwardSignature, GradientSignature
 from attncompiler.runtime.triton_engine import TritonEngine
@@ -29,6 +30,7 @@ class PackagedEngine(TritonEngine):
 
     def __init__(self, kernels: PackagedKernels) -> None:
         super().__init__(kernels, PackagedModules(kernels))
+        self.tuner = ListedTilings(kernels)
 
 
 class PackagedModules:

@@ -21,12 +21,12 @@ from attncompiler.ir.program import TensorDecl
 from attncompiler.runtime.cache import content_key
 from attncompiler.runtime.gpu_choice import GpuChoice
 from attncompiler.runtime.kernels import Kernels
+from attncompiler.runtime.listed_tilings import device_name
 from attncompiler.runtime.situation import Bucket, Situation
 from attncompiler.runtime.triton_sources import TritonSources
 from attncompiler.tuning.gpu_tuner import (
     backward_call,
     code_of,
-    device_name,
     forward_call,
     out_of_resources,
     versions,
@@ -60,7 +60,7 @@ class GpuJudge:
 
     def backward(self, choice: GpuChoice, call: tuple[Any, ...], named: Mapping[str, Any]) -> str:
         """The fastest backend for ``choice.backward(*call, **named)``."""
-        spec, situation = backward_call(call, named)
+        spec, situation = backward_call(self.kernels, call, named)
 
         def prepare(name: str) -> Callable[[], object]:
             return partial(choice.engines[name].backward, *call, **named)

@@ -7,7 +7,7 @@ Rows and columns of a backward are searched one after the other, each with the o
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,11 +24,16 @@ from attncompiler.backends.tile_config import Kind
 from attncompiler.runtime.cache import content_key
 from attncompiler.runtime.call_checks import INPUT_TYPES
 from attncompiler.runtime.kernels import Kernels
+from attncompiler.runtime.listed_tilings import (
+    backward_situation,
+    device_name,
+    forward_situation,
+)
 from attncompiler.runtime.situation import Bucket, Situation
-from attncompiler.runtime.tile_tables import Sizes
 from attncompiler.runtime.tilings import Tilings
 from attncompiler.runtime.triton_engine import TritonEngine
 from attncompiler.runtime.triton_launch import Tiling
+from attncompiler.runtime.triton_modules import Dims
 from attncompiler.tuning.records import Record, folder_of, read, write
 from attncompiler.tuning.tuned import Tuned
 from attncompiler.tuning.tuner import Limits, Outcome, Search, Step
@@ -71,7 +76,7 @@ class GpuTuner:
     ) -> None:
         """The same for the kernels of a call of ``engine.backward``."""
         (q, _, _), *_ = call
-        spec, situation = backward_call(call, named)
+        spec, situation = backward_call(self.kernels, call, named)
         for kind, mine in options:
 
             def prepare(tiling: Tiling, kind: Kind = kind) -> Callable[[], object]:
@@ -146,15 +151,35 @@ class GpuTuner:
         spec: Specialization,
         device: torch.device,
     ) -> Path:
-        """Where records of a kernel are: the key tells apart whatever changes its machine code or the device."""
         tf32 = torch.backends.cuda.matmul.allow_tf32
         key = (kind, module, spec, device, engine.deterministic, tf32)
         if key not in self._keys:
-            told = repr((kind, spec, engine.backend, engine.deterministic, tf32))
-            code = code_of(Path(str(module.__file__)).read_text(encoding="utf-8"))
-            made = content_key(code, told, device_name(device), versions())
-            self._keys[key] = folder_of(self.kernels.name, made)
+            source = Path(str(module.__file__)).read_text(encoding="utf-8")
+            self._keys[key] = folder_for(
+                self.kernels.name,
+                (engine.backend, kind, source),
+                spec,
+                device,
+                deterministic=engine.deterministic,
+                tf32=tf32,
+            )
         return self._keys[key]
+
+
+def folder_for(
+    name: str,
+    kernel: tuple[str, Kind, str],
+    spec: Specialization,
+    device: torch.device,
+    *,
+    deterministic: bool,
+    tf32: bool,
+) -> Path:
+    """Where records of a kernel (backend, kind, source) are: the key tells apart all that changes its machine code."""
+    backend, kind, source = kernel
+    told = repr((kind, spec, backend, deterministic, tf32))
+    key = content_key(code_of(source), told, device_name(device), versions())
+    return folder_of(name, key)
 
 
 def dict_of(trials: Sequence[tuple[dict[str, Any], float]]) -> dict[Tiling, float]:
@@ -172,39 +197,37 @@ def _fixed(engine: TritonEngine, tilings: Mapping[Kind, Tiling]) -> TritonEngine
 
 def forward_call(kernels: Kernels, call: tuple[Any, ...]) -> tuple[Specialization, Situation]:
     """What records of ``engine.forward(*call)`` go by."""
-    q, k, v, captured, q_start, _, numbers = call[:7]
-    signature = kernels.signature
-    tensors = {t.name: x for t, x in zip(signature.tensors, captured, strict=True)}
-    params = {p.name: x for p, x in zip(signature.params, numbers, strict=True)}
-    situation = Situation(Sizes.of(q, k), q_start, params, tensors, threads=0)
-    return _specialization(q, v, tensors), situation
+    situation = forward_situation(kernels.signature, call)
+    read = {t.name for t in kernels.kernel.tensors}
+    return _specialization(call[0], call[2], situation.tensors, read), situation
 
 
 def backward_call(
-    call: tuple[Any, ...], named: Mapping[str, Any]
+    kernels: Kernels, call: tuple[Any, ...], named: Mapping[str, Any]
 ) -> tuple[Specialization, Situation]:
     """What records of ``engine.backward(*call, **named)`` go by."""
-    (q, k, v), _, _, tensors = call
-    situation = Situation(Sizes.of(q, k), named["q_start"], named["params"], tensors, threads=0)
-    return _specialization(q, v, tensors), situation
+    situation = backward_situation(call, named)
+    (q, _, v), *_ = call
+    read = {t.name for t in kernels.loops(named["wanted"]).tensors}
+    return _specialization(q, v, situation.tensors, read), situation
 
 
-def _specialization(q: Tensor, v: Tensor, tensors: Mapping[str, Tensor]) -> Specialization:
-    types = tuple(str(x.dtype).removeprefix("torch.") for x in tensors.values())
-    return Specialization(INPUT_TYPES[q.dtype], q.shape[3], v.shape[3], types)
+def _specialization(
+    q: Tensor, v: Tensor, tensors: Mapping[str, Tensor], read: Set[str]
+) -> Specialization:
+    types = {n: str(x.dtype).removeprefix("torch.") for n, x in tensors.items() if n in read}
+    return specialization((INPUT_TYPES[q.dtype], q.shape[3], v.shape[3]), types)
+
+
+def specialization(dims: Dims, types: Mapping[str, str]) -> Specialization:
+    """What records go by, of the types of the captured tensors that a kernel reads."""
+    return Specialization(*dims, tuple(types[name] for name in sorted(types)))
 
 
 def code_of(source: str) -> str:
     """A module's code without what its docstring quotes."""
     tree = ast.parse(source)
     return ast.dump(ast.Module(tree.body[1:] if ast.get_docstring(tree) else tree.body, []))
-
-
-def device_name(device: torch.device) -> str:
-    """What records name a device by."""
-    if device.type != "cuda":
-        return "an interpreter"
-    return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
 
 
 def versions() -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from attncompiler.cli import main
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant, causal
 from attncompiler.runtime import triton_engine
@@ -123,3 +128,57 @@ def test_a_choice_that_is_gone_is_not_taken() -> None:
     assert options.refuse(OTHER)
     options.prefer(OTHER)
     assert options.current == USUAL
+
+
+PAST = """
+from attncompiler.dsl import Variant, causal
+
+
+class Past(Variant):
+    def mask(self, at):
+        return causal(at)
+"""
+
+
+def test_a_package_carries_what_tuning_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = tokens()
+    compile_variant(Past, "triton").tune(*inputs, backward=True)
+    (tmp_path / "past.py").write_text(PAST)
+    folder = tmp_path / "tuned_past_gpu"
+    options = ["--backend", "triton", "--head-dim", "16", "--backward"]
+    with pytest.raises(SystemExit) as ended:
+        main(["build", str(tmp_path / "past.py"), "--out", str(folder), *options])
+    assert ended.value.code == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    listed = [t for kernel in manifest["kernels"] for t in kernel.get("tuned", ())]
+    assert [t["kind"] for t in listed] == ["forward", "rows", "columns"]
+    for one in listed:
+        assert one["tiling"] == asdict(OTHER)
+        assert one["device"] == "an interpreter"
+        assert (one["calls"]["queries"], one["tf32"]) == (32, False)
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = importlib.import_module("tuned_past_gpu")
+    support = f"{package.__name__}.support.runtime"
+    theirs = importlib.import_module(f"{support}.triton_engine")
+    mine, tilings = (
+        importlib.import_module(f"{support}.{n}") for n in ("triton_launch", "tilings")
+    )
+    usual, other = (mine.Tiling(**asdict(t)) for t in (USUAL, OTHER))
+    monkeypatch.setattr(theirs, "tilings", lambda *_, **__: tilings.Tilings([usual, other]))
+    engine = package._operator._run._engines._engines["cuda"]
+
+    def chosen(length: int) -> list[Any]:
+        engine.forget()
+        q, k, v = tokens(length)
+        torch.autograd.grad(package.attention(q, k, v).sum(), (q, k, v))
+        (site,) = engine._sites.values()
+        (pair,) = engine._gradient_sites.values()
+        return [site.tilings.current, *(t.current for _, t in pair)]
+
+    assert chosen(40) == [other] * 3
+    assert chosen(100) == [usual] * 3
+    for name in [n for n in sys.modules if n.startswith("tuned_past_gpu")]:
+        sys.modules.pop(name)

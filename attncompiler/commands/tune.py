@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Repeatable.",
 )
+@click.option(
+    "--device",
+    type=click.Choice(("cpu", "cuda")),
+    default="cpu",
+    show_default=True,
+    help="Where: C++ kernels, or those of Triton and TileLang.",
+)
 @click.option("--backward", is_flag=True, help="The kernel of the gradients too.")
 @click.option(
     "--seconds",
@@ -54,33 +61,38 @@ def tune(
     shapes: tuple[tuple[int, int, int, int], ...],
     kv_heads: int | None,
     dtypes: tuple[str, ...],
+    device: str,
     backward: bool,
     seconds: float,
     again: bool,
 ) -> None:
-    """Find the fastest schedule of FILE's C++ kernels on this machine, and remember it.
+    """Find the fastest schedule of FILE's kernels on this machine, and remember it.
 
     Schedules are timed in the order of a model, each in turns with the default, until nothing better turns up or the
     time is over. The winner is kept in the user's cache for calls of these sizes, to a factor of 2, and of as dense a
     mask; every operator of the same formula takes it from now on, and so do packages that are built here. A search that
-    is interrupted goes on where it stopped.
+    is interrupted goes on where it stopped. On a GPU the kernels of Triton and of TileLang, where that is installed,
+    are tuned and then compared; calls go to the faster ones.
     """
     for _, heads, _, _ in shapes:
         if heads % (kv_heads or heads):
             raise click.UsageError(f"{heads} heads are no multiple of --kv-heads {kv_heads}")
+    import torch
     from rich.console import Console
 
     from attncompiler.comparison import Size, inputs_for
     from attncompiler.compiler import compile as compile_variant
     from attncompiler.variant_file import load_variant
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("--device cuda: torch finds no GPU here")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     variant = load_variant(file, name, settings)
-    operator = compile_variant(variant, backend="cpp")
+    operator = compile_variant(variant)
     for dtype in dict.fromkeys(dtypes):
         for batch, heads, length, head_dim in dict.fromkeys(shapes):
             size = Size(length, head_dim, dtype, batch, heads, kv_heads)
-            inputs = inputs_for(variant, size)
+            inputs = inputs_for(variant, size, device=device)
             with _Progress(console, seconds) as bar:
                 found = operator.tune(
                     inputs.q,

@@ -227,6 +227,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["--shape", "1,2,64,513"], "at most 512"),
         (["--shape", "1,3,64,64", "--kv-heads", "2"], "no multiple"),
         (["--seconds", "0"], "seconds"),
+        pytest.param(
+            ["--device", "cuda"],
+            "torch finds no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_mistakes_of_the_command(

@@ -195,7 +195,7 @@ def _seeds(kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int
     # The accelerator wants rows whose bytes 16 divides.
     whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
     descriptors = target.descriptors and whole and family != "fma"
-    return [Config(*seed, descriptors) for seed in seeds]
+    return [Config(*seed[:4], descriptors and not seed[4:], *seed[4:]) for seed in seeds]
 
 
 def _halved(kind: Kind, config: Config) -> Config:

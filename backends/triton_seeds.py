@@ -1,5 +1,7 @@
 """Tile shapes for Triton's attention kernels: block_m, block_n, warps, stages; by who multiplies and head dimension.
 
+A fifth number is the chunk of ``Config``.
+
 Found by compiling generated kernels for every family (``tests/test_backends/test_generated_resources.py`` compiles the
 first ones again): the best guess first, the last one small enough for any variant.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 Family = Literal["wgmma", "tcgen05", "mma", "mfma", "mfma_float32", "fma"]
-Seeds = tuple[tuple[int, int, int, int], ...]
+Seeds = tuple[tuple[int, int, int, int] | tuple[int, int, int, int, int], ...]
 # By the larger padded head dimension: block_m, block_n, warps, stages.
 FORWARD: dict[Family, dict[int, Seeds]] = {
     "wgmma": {

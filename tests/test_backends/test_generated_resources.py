@@ -101,7 +101,7 @@ def test_the_last_resort_compiles(arch: str, kind: Kind, dtype: str, dims: tuple
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dims", [(512, 16), (16, 512), (320, 264), (257, 257)], ids=str)
+@pytest.mark.parametrize("dims", [(512, 16), (320, 264), (257, 257)], ids=str)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", ["rows", "columns"])
 @pytest.mark.parametrize("arch", ARCHS)

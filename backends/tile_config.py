@@ -13,7 +13,8 @@ class Config:
     """A tile of ``block_m`` queries by ``block_n`` keys, and how a block works on it.
 
     ``num_stages`` is how many tiles are in flight, ``descriptors`` whether whole tiles are loaded by the tensor
-    memory accelerator instead of by pointers.
+    memory accelerator instead of by pointers. ``chunk``: the kernels of a backward multiply rows of wide heads so many
+    features at a time, both sides from memory, and keep no rows between tiles; 0 keeps whole rows.
     """
 
     block_m: int
@@ -21,3 +22,4 @@ class Config:
     num_warps: int
     num_stages: int
     descriptors: bool = False
+    chunk: int = 0

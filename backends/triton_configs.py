@@ -150,6 +150,12 @@ def shared_estimate(
     if dtype in EIGHT_BITS:
         return _eight_bit_estimate(config, family, head_width(head_dim, dtype), v)
     owned, walked = (n, m) if kind == "columns" else (m, n)
+    if config.chunk:
+        # Chunks in flight give way to the whole rows that the gradients are summed from.
+        chunks = stages * (m + n) * min(config.chunk, max(d, v))
+        summed = d if kind == "rows" else d + v if target.is_nvidia else max(d, v)
+        elements = max(chunks, walked * summed) + 2 * m * n
+        return _ELEMENT_BYTES[dtype] * elements + _KIB
     resident = m * d if kind == "forward" else owned * (d + v)
     streamed = walked * (d + v)
     if family in ("mfma", "mfma_float32"):
@@ -195,7 +201,7 @@ def _seeds(kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int
     # The accelerator wants rows whose bytes 16 divides.
     whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
     descriptors = target.descriptors and whole and family != "fma"
-    return [Config(*seed, descriptors) for seed in seeds]
+    return [Config(*seed[:4], descriptors and not seed[4:], *seed[4:]) for seed in seeds]
 
 
 def _halved(kind: Kind, config: Config) -> Config:
@@ -218,6 +224,8 @@ def _tile_registers(
     owned, walked = (n, m) if kind == "columns" else (m, n)
     threads = config.num_warps * target.warp_size
     match family:
+        case "wgmma" if config.chunk:
+            share = 1 / 4
         case "wgmma":
             # A warp has 16 rows of the tile; those that are too many repeat what others do, but a second warp group
             # that has nothing to load, of heads that are not wide, shares the rows of the first.

@@ -26,11 +26,17 @@ def engine_of(op: Operator, device: str = "cpu") -> TritonEngine:
 
 
 def use_tiles(
-    op: Operator, block_m: int, block_n: int, device: str = "cpu", *, persistent: int = 0
+    op: Operator,
+    block_m: int,
+    block_n: int,
+    device: str = "cpu",
+    *,
+    persistent: int = 0,
+    chunk: int = 0,
 ) -> None:
-    """Every later call has tiles of so many queries and keys."""
+    """Every later call has tiles of so many queries and keys, and backwards multiply ``chunk`` features at a time."""
     engine = engine_of(op, device)
-    engine.tiling = Tiling(block_m, block_n, 4, 2, persistent=persistent)
+    engine.tiling = Tiling(block_m, block_n, 4, 2, persistent=persistent, chunk=chunk)
     engine._sites.clear()
 
 

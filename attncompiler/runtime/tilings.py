@@ -124,6 +124,7 @@ def _fitted(config: Config, queries: int, descriptors: bool) -> Tiling:
         warps,
         config.num_stages,
         config.descriptors and descriptors,
+        chunk=config.chunk,
     )
 
 

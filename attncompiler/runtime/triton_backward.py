@@ -224,7 +224,7 @@ def run_backward(
 def _tiled(tiling: Tiling, lists: TileLists | None) -> dict[str, Any]:
     return {
         **(NO_LISTS if lists is None else lists.arguments()),
-        "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n,
+        "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n, "CHUNK": tiling.chunk,
         "LISTED": lists is not None, "DESCRIPTORS": tiling.descriptors,
         "num_warps": tiling.num_warps, "num_stages": tiling.num_stages,
     }  # fmt: skip

@@ -27,7 +27,8 @@ class Tiling:
 
     ``persistent``: of a forward, at most so many programs are launched, and each takes one block after the other; 0
     launches one for each block. ``apart``: of a forward of TileLang on Hopper, a warp group loads for those that
-    multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes.
+    multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes. ``chunk``
+    is that of ``Config``, of the Triton kernels of a backward.
     """
 
     block_m: int
@@ -37,6 +38,7 @@ class Tiling:
     descriptors: bool = False
     persistent: int = 0
     apart: bool = False
+    chunk: int = 0
 
 
 class Run(Protocol):

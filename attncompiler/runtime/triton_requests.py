@@ -55,7 +55,7 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
     chosen: dict[str, Constant] = {
         "HEAD_DIM": call.head_dim, "VALUE_DIM": call.value_dim,
         "HEAD_WIDTH": head_width(call.head_dim, call.dtype), "VALUE_WIDTH": padded_dim(call.value_dim),
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "LISTED": call.listed,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "CHUNK": config.chunk, "LISTED": call.listed,
         "DESCRIPTORS": config.descriptors, "POSITIVE": True,
         "PRECISION": "ieee", "WIDEN": call.widen, "AS_FLOAT16": call.as_float16,
         "LONG": False, "REVERSED": True, "PHASE": 2, "FUSED": call.fused, "PERSISTENT": False, "ALONE": True,

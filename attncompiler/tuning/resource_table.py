@@ -60,6 +60,7 @@ class ResourceRow:
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
             "descriptors": config.descriptors,
+            "chunk": config.chunk,
             "chosen": self.chosen,
             "problems": list(self.problems),
         }
@@ -97,6 +98,7 @@ def _cells(row: ResourceRow) -> tuple[str, ...]:
     config, result = row.config, row.result
     request, target = result.request, result.target
     loads = " tma" if config.descriptors else ""
+    loads += f" by {config.chunk}" if config.chunk else ""
     block = f"{config.block_m}x{config.block_n}{loads}"
     start = (target.name, request.kernel, request.language, block)
     reasons = row.problems

@@ -100,6 +100,25 @@ def test_the_last_resort_compiles(arch: str, kind: Kind, dtype: str, dims: tuple
     check("causal", arch, kind, dtype, dims, LAST)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [(512, 16), (320, 264), (257, 257)], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["rows", "columns"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_last_resort_of_other_wide_heads(
+    arch: str, kind: Kind, dtype: str, dims: tuple[int, int]
+) -> None:
+    check("causal", arch, kind, dtype, dims, LAST)
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns"])
+def test_gradients_of_wide_heads_come_in_chunks(kind: Kind) -> None:
+    """Whole rows of 512 features as operands were more than a thread's registers, in every tile."""
+    kernel = kernel_of("causal", kind, "bfloat16", 512, 512)
+    assert all(config.chunk for config in kernel.configs(target_of("sm_90")))
+    assert check("causal", "sm_90", kind, "bfloat16", (512, 512)).instructions["async_copy"] > 0
+
+
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("name", ["causal", "alibi"])
 def test_eight_bit_floats(name: str, dim: int) -> None:

@@ -76,6 +76,13 @@ class MissingTilelangError(AttnCompilerError):
     advice = "install it: pip install tilelang (Linux on x86-64)"
 
 
+class CudaDriverError(AttnCompilerError):
+    """The CUDA driver does not do what the launch of a binary asks for."""
+
+    message = "the CUDA driver failed in {what}: {why}"
+    advice = "{fix}"
+
+
 class CacheError(AttnCompilerError):
     """The folder for built kernels cannot be written."""
 

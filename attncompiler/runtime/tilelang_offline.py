@@ -20,7 +20,7 @@ from attncompiler.runtime.offline_process import OfflineCompiler
 from attncompiler.runtime.offline_records import Built, KernelRequest, Lowered
 
 # Part of the key: raise it when the report or the options of the compilers change.
-_FORMAT = "1"
+_FORMAT = "2"
 _NO_NVCC = "nvcc is not installed"
 _NO_HIP = "no compiler for HIP is asked"
 

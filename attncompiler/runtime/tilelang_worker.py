@@ -6,6 +6,7 @@ A process of its own, because TileLang's compiler may abort or hang; it needs no
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import time
@@ -14,8 +15,11 @@ from typing import Any
 
 from attncompiler.runtime.gpu_binary import nvidia_resources
 from attncompiler.runtime.offline_worker import generated_module, serve
+from attncompiler.runtime.tilelang_description import describe_launch
 from attncompiler.runtime.tilelang_launch import pass_configs
 
+# How kernels for CUDA are launched, beside their source.
+LAUNCH = "launch.json"
 # How TileLang calls nvcc at run time; -ftz as pass_configs says.
 _FLAGS = ("-cubin", "-std=c++20", "-O3", "-w", "-ftz=true")
 
@@ -27,7 +31,9 @@ def compile_one(request: dict[str, Any]) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     folder = Path(request["folder"])
-    text, dynamic = _lowered(request)
+    text, dynamic, launch = _lowered(request)
+    if launch is not None:
+        (folder / LAUNCH).write_text(json.dumps(launch))
     bounds = re.findall(r"__launch_bounds__\((\d+)", text)
     found: dict[str, Any] = {"shared": dynamic}
     if request["arch"].startswith("sm_"):
@@ -41,12 +47,13 @@ def compile_one(request: dict[str, Any]) -> dict[str, Any]:
     return {**found, "seconds": round(time.perf_counter() - begin, 3)}
 
 
-def _lowered(request: dict[str, Any]) -> tuple[str, int]:
-    """The source in the GPU's own language, and the bytes of dynamic shared memory that a launch asks for."""
+def _lowered(request: dict[str, Any]) -> tuple[str, int, dict[str, Any] | None]:
+    """The source in the GPU's own language, the bytes of dynamic shared memory of a launch, and how CUDA launches."""
     import tilelang
     from tilelang import tvm
 
-    make = getattr(generated_module(Path(request["source"])), request["kernel"])
+    module = generated_module(Path(request["source"]))
+    make = getattr(module, request["kernel"])
     arch = request["arch"]
     described = (
         {"kind": "cuda", "arch": arch} if arch.startswith("sm_") else {"kind": "hip", "mcpu": arch}
@@ -55,9 +62,14 @@ def _lowered(request: dict[str, Any]) -> tuple[str, int]:
     tma = arch != "sm_90a" or request["constants"]["REGISTERS"] > 0
     configs = {key.value: value for key, value in pass_configs(tma=tma).items()}
     with tvm.transform.PassContext(opt_level=3, config=configs), target:
-        lowered = tilelang.lower(make(**request["constants"]), target=target)
+        made = make(**request["constants"])
+        lowered = tilelang.lower(made, target=target)
     (function,) = lowered.device_mod.functions.values()
-    return lowered.kernel_source, int(function.attrs.get("dyn_shared_memory_buf", 0))
+    launch = None
+    if arch.startswith("sm_"):
+        order = getattr(module, f"{request['kernel'].upper()}_ARGUMENTS")
+        launch = describe_launch(made, lowered, order)
+    return lowered.kernel_source, int(function.attrs.get("dyn_shared_memory_buf", 0)), launch
 
 
 def _built(nvcc: str, source: Path, arch: str, dynamic: int) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def _built(nvcc: str, source: Path, arch: str, dynamic: int) -> dict[str, Any]:
         raise RuntimeError(f"nvcc ended with status {done.returncode}: {done.stderr[:1500]}")
     resources = nvidia_resources(source.with_suffix(".ptx").read_text(), done.stderr, dynamic, 0)
     for path in source.parent.iterdir():
-        if path.suffix not in (".cu", ".cubin", ".ptx"):
+        if path.suffix not in (".cu", ".cubin", ".ptx") and path.name != LAUNCH:
             path.unlink()
     return dataclasses.asdict(resources)
 

@@ -139,9 +139,14 @@ def median_of(row: Row) -> float:
 
 
 def to_json(report: Report, summary: Callable[[Report], Iterable[Any]]) -> str:
-    """The report and its summary as text: numbers of four digits, null where there is none."""
-    found = {"summary": [asdict(each) for each in summary(report)], **asdict(report)}
-    text = json.dumps(_plain(found), indent=1, allow_nan=False) + "\n"
+    """The report and its summary as text: numbers of four digits, null where there is none.
+
+    The summary is that of the numbers as they stand there, so that it can be made again from the text.
+    """
+    measured = _plain(asdict(report))
+    read = from_json(json.dumps(measured))
+    found = {"summary": _plain([asdict(each) for each in summary(read)]), **measured}
+    text = json.dumps(found, indent=1, allow_nan=False) + "\n"
     # The seconds of the rounds stand in one line.
     return re.sub(r"\[[\d.,e+\s-]+\]", lambda m: re.sub(r"\s+", " ", m[0]), text)
 
@@ -200,7 +205,7 @@ def _row(row: Mapping[str, Any]) -> Row:
     )
 
 
-def _plain(value: object) -> object:
+def _plain(value: object) -> Any:
     match value:
         case float():
             return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -78,9 +78,10 @@ def _forward(machine: Machine, spec: Specialization) -> Schedule:
         return Schedule(machine, 96, 4, 4, 6)
     if machine != "matrix":
         # Keys and values of a head that outgrow the second-level cache are read once for all blocks of a task; what is
-        # read where it lies comes slower than a copy.
-        blocks = 32 if spec.dtype in ("float32", "float64") else 16
-        return Schedule(machine, 96, 3, 3, 4, blocks)
+        # read where it lies comes slower than a copy. A thread's queries and sums of outputs take 1 MiB at most.
+        most = 32 if spec.dtype in ("float32", "float64") else 16
+        rows = 3 * int(machine) * (spec.head_dim + spec.value_dim)
+        return Schedule(machine, 96, 3, 3, 4, _fitting(rows, 1 << 20, most))
     # As many blocks and tiles as leave room in the second-level cache.
     pieces = PIECES[spec.dtype]
     row = (4 + 2 * pieces if pieces > 1 else 2) * spec.head_dim + 4 * spec.value_dim

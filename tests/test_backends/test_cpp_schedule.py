@@ -113,3 +113,13 @@ def test_a_source_prints_the_schedules_of_all_machines() -> None:
     )
     assert "TILE = 48, ROW_VECTORS = 6" in source
     assert "TILE = 96, ROW_VECTORS = 4" in source
+
+
+@pytest.mark.parametrize("machine", ["32", "16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_threads_rows_stay_small(dtype: str, machine: Machine) -> None:
+    """What a thread holds of queries and outputs does not grow with the head dimension."""
+    for dims in ((64, 64), (128, 128), (512, 512), (16, 512), (512, 16)):
+        cut = default("forward", machine, Specialization(dtype, *dims))
+        assert 4 <= cut.blocks <= 32
+        assert cut.blocks * cut.rows * int(machine) * sum(dims) <= 1 << 20

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attncompiler.errors import InternalError
 from attncompiler.runtime.cuda_driver import Driver, TensorMap
 from attncompiler.runtime.errors import LimitError
 
@@ -32,9 +33,14 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 
 
 class BinaryKernel:
-    """A binary and the description of its launches; it is loaded once on each device."""
+    """A binary and the description of its launches; it is loaded once on each device.
+
+    Raises InternalError for a description that only says why there is none.
+    """
 
     def __init__(self, driver: Driver, image: bytes, launch: Mapping[str, Any]) -> None:
+        if "refused" in launch:
+            raise InternalError("tilelang launch", launch["refused"])
         self._driver, self._image, self._launch = driver, image, launch
         self._loaded: dict[int, tuple[int, int]] = {}
         self._lock = threading.Lock()

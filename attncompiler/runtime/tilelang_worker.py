@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from attncompiler.errors import InternalError
 from attncompiler.runtime.gpu_binary import nvidia_resources
 from attncompiler.runtime.offline_worker import generated_module, serve
 from attncompiler.runtime.tilelang_description import describe_launch
@@ -68,8 +69,16 @@ def _lowered(request: dict[str, Any]) -> tuple[str, int, dict[str, Any] | None]:
     launch = None
     if arch.startswith("sm_"):
         order = getattr(module, f"{request['kernel'].upper()}_ARGUMENTS")
-        launch = describe_launch(made, lowered, order)
+        launch = _described(made, lowered, order)
     return lowered.kernel_source, int(function.attrs.get("dyn_shared_memory_buf", 0)), launch
+
+
+def _described(made: Any, lowered: Any, order: list[str]) -> dict[str, Any]:
+    """How a kernel is launched without TileLang, or why no launcher here can: the kernel itself is none the worse."""
+    try:
+        return describe_launch(made, lowered, order)
+    except InternalError as error:
+        return {"refused": error.detail}
 
 
 def _built(nvcc: str, source: Path, arch: str, dynamic: int) -> dict[str, Any]:

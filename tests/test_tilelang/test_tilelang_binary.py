@@ -28,6 +28,7 @@ from attncompiler.runtime.tilelang_description import describe_launch
 from attncompiler.runtime.tilelang_launch import pass_configs
 from attncompiler.runtime.tilelang_offline import tilelang_arch
 from attncompiler.runtime.tilelang_sources import ready_tilelang
+from attncompiler.runtime.tilelang_worker import _described
 from attncompiler.runtime.toolchain import find_toolchain
 from attncompiler.variant_file import load_variant
 
@@ -305,3 +306,7 @@ def test_what_no_launcher_knows_is_refused() -> None:
     )
     with pytest.raises(InternalError, match="the host calls another_kernel"):
         describe_launch(kernel.made, modules, kernel.order)
+    described = _described(kernel.made, modules, list(kernel.order))
+    assert described == {"refused": "the host calls another_kernel"}
+    with pytest.raises(InternalError, match="the host calls another_kernel"):
+        BinaryKernel(None, b"", described)  # type: ignore[arg-type]

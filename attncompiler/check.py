@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from attncompiler.layouts import Boxes
 from attncompiler.oracle import OracleResult
 from attncompiler.yardstick import Comparison as Comparison
-from attncompiler.yardstick import compare, compare_gradients, draw_inputs, plain_type
+from attncompiler.yardstick import compare, compare_gradients, draw_inputs, judged, plain_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,38 +138,62 @@ class Checker:
         case = self.fitted(case)
         q, k, v, tensors = self.inputs(case)
 
-        def oracle(dtype: torch.dtype | None) -> OracleResult:
+        def oracle(dtype: torch.dtype | None, order: int = 0) -> OracleResult:
             return attncompiler.oracle.attention(
-                self.variant, q, k, v, q_start=case.q_start, tensors=tensors, dtype=dtype
+                self.variant,
+                q,
+                k,
+                v,
+                q_start=case.q_start,
+                tensors=tensors,
+                dtype=dtype,
+                order=order,
             )
 
         try:
             exact = oracle(torch.float64)
         except OutOfRangeError as fault:
             return Outcome(case, fault=fault)
-        plain = oracle(plain_type(case.dtype))
         out, stats = self.operator(q, k, v, q_start=case.q_start, return_stats=True, **tensors)
-        comparisons = [compare("out", out, plain.out, exact.out)]
-        for name, expected in exact.stats.items():
-            comparisons.append(compare(f"stats.{name}", stats[name], plain.stats[name], expected))
+
+        def compared(order: int) -> tuple[Comparison, ...]:
+            plain = oracle(plain_type(case.dtype, order), order)
+            named = [("out", out, plain.out, exact.out)]
+            named += [(f"stats.{n}", stats[n], plain.stats[n], x) for n, x in exact.stats.items()]
+            return tuple(compare(*one) for one in named)
+
+        comparisons = judged(compared)
         if self.with_gradients:
             comparisons += self.gradients(case)
-        return Outcome(case, tuple(comparisons))
+        return Outcome(case, comparisons)
 
     def gradients(self, case: Case) -> tuple[Comparison, ...]:
         """One comparison for q, k, v and each floating tensor; see ``gradient_check.py``."""
         case = self.fitted(case)
         leaves, given = leaves_of(*self.inputs(case), case.dtype)
-        found = gradients(self.reference(given, case), self.operator, leaves, given, case)
-        return compare_gradients(found, case.dtype)
 
-    def reference(self, given: Mapping[str, Any], case: Case) -> Reference:
-        """The variant's own formulas in a type, as a function of leaves."""
+        def compared(order: int) -> tuple[Comparison, ...]:
+            plain = self.reference(given, case, order) if order else None
+            exact = self.reference(given, case)
+            found = gradients(exact, self.operator, leaves, given, case, plain)
+            return compare_gradients(found, case.dtype)
+
+        return judged(compared)
+
+    def reference(self, given: Mapping[str, Any], case: Case, order: int = 0) -> Reference:
+        """The variant's own formulas in a type, as a function of leaves; ``order`` as for the oracle."""
 
         def call(leaves: Leaves, dtype: torch.dtype | None) -> tuple[Tensor, dict[str, Tensor]]:
             q, k, v, tensors = arguments_of(leaves, given)
             result = attncompiler.oracle.attention(
-                self.variant, q, k, v, q_start=case.q_start, tensors=tensors, dtype=dtype
+                self.variant,
+                q,
+                k,
+                v,
+                q_start=case.q_start,
+                tensors=tensors,
+                dtype=dtype,
+                order=order,
             )
             return result.out, result.stats
 

@@ -88,8 +88,12 @@ def gradients(
     leaves: Leaves,
     given: Mapping[str, Any],
     case: Case,
+    plain: Reference | None = None,
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """For each leaf the operator's gradient, that of plain PyTorch in the same type, and the exact one."""
+    """For each leaf the operator's gradient, that of plain PyTorch in the same type, and the exact one.
+
+    ``plain`` is the reference as plain PyTorch, if it sums in another order than the exact one.
+    """
     weights = loss_weights(leaves, case)
 
     def mine(found: Leaves) -> tuple[Tensor, dict[str, Tensor]]:
@@ -101,12 +105,12 @@ def gradients(
 
     wide = {name: x.double() for name, x in leaves.items()}
     exact = differentiated(lambda x: reference(x, torch.float64), wide, weights)
-    # The float64 oracle cannot judge itself: the yardstick of float64 is plain float32.
-    is_float64 = case.dtype == "float64"
-    narrow = torch.float32 if is_float64 else None
-    plain = differentiated(lambda x: reference(x, narrow), leaves, weights)
+    # The float64 oracle cannot judge itself: the yardstick of float64 is plain float32, or float64 in another order.
+    is_narrow = case.dtype == "float64" and plain is None
+    narrow, usual = torch.float32 if is_narrow else None, plain or reference
+    rounded = differentiated(lambda x: usual(x, narrow), leaves, weights)
     found = differentiated(mine, leaves, weights)
     return {
-        name: (found[name], plain[name].float() if is_float64 else plain[name], exact[name])
+        name: (found[name], rounded[name].float() if is_narrow else rounded[name], exact[name])
         for name in leaves
     }

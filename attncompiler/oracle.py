@@ -46,6 +46,7 @@ def attention(
     params: Mapping[str, float | torch.Tensor] | None = None,
     scale: float | None = None,
     dtype: torch.dtype | None = torch.float64,
+    order: int = 0,
     listed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> OracleResult:
     """Attention as the variant defines it, dense and differentiable.
@@ -54,14 +55,15 @@ def attention(
     ``params`` overrides parameter values, ``scale`` the variant's. ``dtype`` is the precision of everything; None
     keeps that of q, which is what a dense PyTorch implementation would do. The default scale is 1/sqrt(D) of the
     q that ``prepare`` returns. ``listed(q, k)`` says which pairs may be attended at all, as a bool that
-    broadcasts to [B, H, M, N]; q and k are those that ``prepare`` returns.
+    broadcasts to [B, H, M, N]; q and k are those that ``prepare`` returns. ``order`` names one of many orders in which
+    products are summed: the same result, rounded otherwise (0: as q, k and v lie).
 
     Raises ShapeError and MissingTensorError for inputs that do not fit, OutOfRangeError (an IndexError) for a tensor
     read outside its extent at an allowed pair.
     """
     real = q.dtype if dtype is None else dtype
     with _precision(real):
-        evaluation = _evaluation(variant, q, k, v, q_start, tensors, params, scale, real)
+        evaluation = _evaluation(variant, q, k, v, q_start, tensors, params, scale, real, order)
         layout = variant.layout
         pairs = None if listed is None else listed(evaluation.q, evaluation.k)
         if pairs is not None and layout is not None:
@@ -93,7 +95,7 @@ def allowed_pairs(
     """
     real = torch.float64
     with _precision(real):
-        evaluation = _evaluation(variant, q, k, v, q_start, tensors, params, None, real)
+        evaluation = _evaluation(variant, q, k, v, q_start, tensors, params, None, real, 0)
         mask = evaluation.mask()
     batch, heads = (1, 1, *mask.shape)[-4:-2] if mask.dim() >= 2 else (1, 1)
     return mask.expand(batch, heads, *evaluation.shape[2:])
@@ -109,6 +111,7 @@ def _evaluation(
     params: Mapping[str, float | torch.Tensor] | None,
     scale: float | None,
     real: torch.dtype,
+    order: int,
 ) -> _Evaluation:
     """A call in the precision ``real``, after ``prepare``."""
     values = {n: _parameter(x) for n, x in (variant.parameters() | dict(params or {})).items()}
@@ -122,7 +125,16 @@ def _evaluation(
     if layout is not None and layout.permuted_by == "caller":
         # Formulas mean row-major positions.
         q, k, v = (layout.restored(x) for x in (q, k, v))
-    return _Evaluation(variant, q, k, v, given, values, q_start, scale)
+    return _Evaluation(variant, q, k, v, given, values, q_start, scale, order)
+
+
+def _product(x: torch.Tensor, y: torch.Tensor, order: int) -> torch.Tensor:
+    """x @ y, and its gradients, summed in one of many orders."""
+    if order == 0:
+        return x @ y
+    generator = torch.Generator().manual_seed(order)
+    inner, columns = (torch.randperm(n, generator=generator) for n in y.shape[-2:])
+    return (x[..., inner] @ y[..., inner, :][..., columns])[..., columns.argsort()]
 
 
 class _Evaluation:
@@ -136,6 +148,7 @@ class _Evaluation:
         params: dict[str, torch.Tensor],
         q_start: int,
         scale: float | None,
+        order: int,
     ) -> None:
         batch, heads, rows, depth = q.shape
         groups, keys, width = v.shape[1:]
@@ -153,11 +166,12 @@ class _Evaluation:
         sizes = {"B": batch, "H": heads, "G": groups, "M": rows, "N": keys, "D": depth, "Dv": width}
         self.shape = (batch, heads, rows, keys)
         self.sizes = sizes
-        self.q_start = q_start
+        self.q_start, self.order = q_start, order
         self.q, self.k = q, k
         self.v = v.repeat_interleave(heads // groups, 1)
         factor = depth**-0.5 if scale is None else scale
-        self.dot = factor * (q @ k.repeat_interleave(heads // groups, 1).transpose(-1, -2))
+        keys_by_head = k.repeat_interleave(heads // groups, 1)
+        self.dot = factor * _product(q, keys_by_head.transpose(-1, -2), order)
         head = torch.arange(heads).view(1, -1, 1, 1)
         self.row_indices: dict[str, Any] = {
             "b": torch.arange(batch).view(-1, 1, 1, 1),
@@ -219,7 +233,7 @@ class _Evaluation:
         finally:
             counted_pairs.reset(outer)
         weight = torch.where(allowed, weight, torch.zeros((), dtype=weight.dtype))
-        out = weight @ self.v
+        out = _product(weight, self.v, self.order)
         if out.requires_grad:
             # What the output slot does with a statistic of a row without keys must not reach v (0 * inf ...).
             drop_gradient(out, ~empty)

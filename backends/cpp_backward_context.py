@@ -110,7 +110,8 @@ class BackwardContext:
     """Everything the template needs.
 
     ``value`` says where the output row before the epilogue comes from: ``out`` in the element type, ``real`` in the
-    kernel's real type, or nothing when it is not read.
+    kernel's real type, or nothing when it is not read. ``weighed`` names the statistic <go, o>, where one walk over
+    the keys can also give it as the sum of each weight times its gradient.
     """
 
     title: str
@@ -131,6 +132,7 @@ class BackwardContext:
     row_arrays: list[Definition]
     key_arrays: list[Definition]
     stats: list[str]
+    weighed: str | None
     start: StartText
     scan: ScanText | None
     passes: list[BackwardPassText]

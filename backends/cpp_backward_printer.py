@@ -89,6 +89,13 @@ class BackwardPrinter(LoopPrinter):
             case _:
                 return None
 
+    def _weighed(self) -> str | None:
+        """The statistic <go, o>, if the only walk reads it: what a tile holds of a row's keys gives it more exactly."""
+        found = [r for r in self.backward.start.reductions if self._go_of(r.op, r.body)]
+        if len(self.backward.passes) != 1 or not found:
+            return None
+        return identifier(found[0].name)
+
     def _scatters(self, scatters: Iterable[Scatter]) -> list[ScatterText]:
         """Scatters of loops where every value is a scalar."""
         return [
@@ -222,6 +229,7 @@ class BackwardPrinter(LoopPrinter):
             row_arrays=[Definition(self.array_type(x), x.local.name, "") for x in rows],
             key_arrays=[Definition(self.scalar_type(x), x.local.name, "") for x in keys],
             stats=self._all_stats(),
+            weighed=self._weighed(),
             start=self.start_text(),
             scan=self.scan_text(),
             passes=passes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from statistics import geometric_mean
-from statistics import geometric_mean
 from typing import Any
 
 import pytest
@@ -53,7 +52,8 @@ def test_rows_with_few_keys(checker: Checker, case: Case, dtype: str) -> None:
             assert c.passed, (seed, c)
             if c.what == "grad.k" and c.error and c.plain_error:
                 ratios.append(c.error / c.plain_error)
-    assert len(ratios) > 12 and geometric_mean(ratios) < 2
+    assert len(ratios) > 12
+    assert geometric_mean(ratios) < 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -72,7 +72,8 @@ def test_an_order_changes_the_rounding_only(dtype: torch.dtype) -> None:
     usual, other, third = gradients(0), gradients(1), gradients(2)
     unit = torch.finfo(dtype).eps
     for a, b, c in zip(usual, other, third, strict=True):
-        assert not torch.equal(a, b) and not torch.equal(b, c)
+        assert not torch.equal(a, b)
+        assert not torch.equal(b, c)
         assert (a - b).abs().max() <= 1000 * unit * a.abs().max()
         assert (a - c).abs().max() <= 1000 * unit * a.abs().max()
 
@@ -88,7 +89,9 @@ def test_a_result_is_judged_by_the_largest_error_of_several_orders() -> None:
         )
 
     out, grad = judged(compared)
-    assert asked == [0, 1, 2, 3, 4] and out.passed and out.plain_error == 3.0
+    assert asked == [0, 1, 2, 3, 4]
+    assert out.passed
+    assert out.plain_error == 3.0
     assert grad.plain_error == 1.0
 
 

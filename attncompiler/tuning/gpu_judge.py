@@ -1,13 +1,14 @@
 """Chooses between the backends of a GPU: by records of earlier comparisons, or by a comparison of tuned kernels.
 
 A call runs with each backend, which tunes its own kernels first; then they are timed in turns. The forward and the
-backward are compared apart.
+backward are compared apart. A backend whose results differ from those of the usual one loses, with a warning.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from attncompiler.backends.cpp_context import Specialization
 from attncompiler.errors import AttnCompilerError
 from attncompiler.ir.program import TensorDecl
+from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.cache import content_key
 from attncompiler.runtime.gpu_choice import GpuChoice
 from attncompiler.runtime.kernels import Kernels
@@ -36,6 +38,8 @@ from attncompiler.tuning.tuned import Tuned
 from attncompiler.tuning.tuner import Limits, Outcome, Search, Step
 
 Way = Literal["forward", "backward"]
+# By how much of the largest number two backends may differ: a few roundings to 16 bits, long sums in float32, TF32.
+_UNITS, _SUMS, _TF32 = 8, 1e-4, 4e-3
 
 
 @dataclass(slots=True)
@@ -115,7 +119,21 @@ class GpuJudge:
         names = [choice.usual, *(name for name in choice.engines if name != choice.usual)]
         refused = RuntimeError, AttnCompilerError, out_of_resources()
         kind = "cuda" if device.type == "cuda" else "cpu"
-        search = Search(names, prepare, refused=refused, device=kind)
+
+        def trusted(name: str) -> Callable[[], object]:
+            call = prepare(name)
+            if name != choice.usual:
+                difference = _difference(call(), prepare(choice.usual)())
+                if difference:
+                    told = f"the {way} of {self.kernels.name} differs between backends"
+                    warnings.warn(
+                        f"{told}: {name} and {choice.usual} {difference}. {choice.usual} runs it; please report this",
+                        stacklevel=2,
+                    )
+                    raise RuntimeError(told)
+            return call
+
+        search = Search(names, trusted, refused=refused, device=kind)
         # Every backend has its say, whatever time its own search took.
         outcome = search.run(Limits(math.inf, len(names)), partial(self.hear, f"{way} backend"))
         record = _record(bucket, outcome, f"{way} of {bucket} on {device_name(device)}")
@@ -146,6 +164,29 @@ class GpuJudge:
             made = content_key(*codes, told, device_name(device), versions())
             self._keys[key] = folder_of(f"{self.kernels.name}_backends", made)
         return self._keys[key]
+
+
+def _difference(found: object, usual: object) -> str:
+    """How far results are apart where that is more than rounding explains; empty where it is not."""
+    for x, y in zip(_results(found), _results(usual), strict=True):
+        scale = y[y.isfinite()].abs().max().item() if y.isfinite().any() else 0.0
+        wide = _TF32 if torch.backends.cuda.matmul.allow_tf32 else _SUMS
+        allowed = scale * max(_UNITS * torch.finfo(y.dtype).eps, wide)
+        same = (x == y) | (x.isnan() & y.isnan()) | ((x - y).abs() <= allowed)
+        if not same.all():
+            apart = (x.double() - y.double()).abs().nan_to_num(nan=math.inf).max().item()
+            return f"are {apart:.2g} apart, where numbers go up to {scale:.2g}"
+    return ""
+
+
+def _results(given: object) -> Iterator[torch.Tensor]:
+    if isinstance(given, torch.Tensor):
+        yield given
+    elif isinstance(given, Gradients):
+        yield from _results((given.q, given.k, given.v, *given.tensors.values()))
+    elif isinstance(given, tuple):
+        for one in given:
+            yield from _results(one)
 
 
 def _source(sources: TritonSources, wanted: frozenset[str] | None, types: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from attncompiler.dsl import Variant, causal
 from attncompiler.runtime import engines
 from attncompiler.runtime.gpu_choice import GpuChoice
 from attncompiler.runtime.operator import Operator
+from attncompiler.runtime.triton_engine import TritonEngine
 from attncompiler.timing import Timing
 from attncompiler.tuning import records, tuner
 
@@ -125,6 +126,42 @@ def test_a_backend_that_refuses_loses(times: Times) -> None:
     op = compile_variant(Past, tune=True)
     gradients(op, tokens(dtype=torch.bfloat16))
     assert chosen(op) == ("triton", "triton")
+
+
+def test_a_backend_with_another_result_loses(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = TritonEngine.forward
+
+    def wrong(self: TritonEngine, *call: Any) -> Any:
+        out, *rest = forward(self, *call)
+        if self.backend == "tilelang":
+            out[0, 1, 7, 3] += 0.01
+        return out, *rest
+
+    monkeypatch.setattr(TritonEngine, "forward", wrong)
+    op = compile_variant(Past, tune=True)
+    told = "forward of Past differs between backends: tilelang and triton are 0.01 apart"
+    with pytest.warns(UserWarning, match=told):
+        gradients(op, tokens())
+    assert chosen(op) == ("triton", "tilelang")
+
+
+def test_a_backend_with_another_gradient_loses(
+    times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward = TritonEngine.backward
+
+    def wrong(self: TritonEngine, *call: Any, **named: Any) -> Any:
+        found = backward(self, *call, **named)
+        if self.backend == "tilelang":
+            found.tensors["bias"][1] = torch.nan
+        return found
+
+    monkeypatch.setattr(TritonEngine, "backward", wrong)
+    op = compile_variant(Past, tune=True)
+    told = "backward of Past differs between backends: tilelang and triton are inf apart"
+    with pytest.warns(UserWarning, match=told):
+        gradients(op, tokens())
+    assert chosen(op) == ("tilelang", "triton")
 
 
 def test_what_a_record_is_for(times: Times) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attncompiler.backends.tile_config import summed_width
 from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.tile_tables import readable
 from attncompiler.runtime.triton_launch import (
@@ -198,6 +199,7 @@ def run_backward(
         **strides(g=go),
         "FUSED": fused,
         **_tiled(tilings[1], lists[1]), "ALONE": heads == groups,
+        **_widths(head_dim, value_dim, tilings[1]),
     }  # fmt: skip
     row_grid = programs(-(-queries // tilings[0].block_m), heads, batch)
     column_grid = programs(-(-keys // tilings[1].block_n), groups, batch)
@@ -219,6 +221,13 @@ def run_backward(
     if sums is not None:
         dq.copy_(sums.mul_(scale * module.DOT_SCALE))
     return gradients(exponents)
+
+
+def _widths(head_dim: int, value_dim: int, tiling: Tiling) -> dict[str, int]:
+    """The widths of tiles in the kernel of the columns, where they are those of sums."""
+    dims = {"HEAD_WIDTH": head_dim, "VALUE_WIDTH": value_dim}
+    rows, chunk = tiling.block_n, tiling.chunk
+    return {n: summed_width(width_of(d), "columns", rows, chunk) for n, d in dims.items()}
 
 
 def _tiled(tiling: Tiling, lists: TileLists | None) -> dict[str, Any]:

@@ -49,7 +49,14 @@ _HELD: dict[Family, tuple[float, float, float]] = {
 }
 # What a register of a pair takes where it is not one, for the same kernels; and scores that are turned, in registers.
 _PAIRS: dict[Family, tuple[float, float, float]] = {"mma": (3.0, 3.0, 1.0), "mfma": (1.5, 1.5, 1.0)}
-_TURNED: dict[Family, float] = {"mma": 24.0}
+# in a pipeline, and without one.
+_TURNED: dict[Family, tuple[float, float]] = {"mma": (24.0, 24.0), "wgmma": (10.0, 0.0)}
+# What a number of pairs that formulas and the mask share takes, in registers a pair, for the same kernels.
+_COMMON: dict[Family, tuple[float, float, float]] = {
+    "wgmma": (1.25, 1.25, 1.25),
+    "tcgen05": (1.1, 1.1, 1.1),
+    "mma": (2.7, 1.0, 1.0),
+}
 # Values that a thread has of a vector down a tile, by who multiplies.
 _DOWN: dict[Family, float] = {
     "wgmma": 2, "tcgen05": 1, "mma": 2, "mfma": 1, "mfma_float32": 1, "fma": 2,
@@ -226,6 +233,9 @@ def _tile_registers(
     match family:
         case "wgmma" if config.chunk:
             share = 1 / 4
+        case "wgmma" if owned == 16 and max(d, v) <= 128:
+            # Single warps multiply, which share the other side of a tile.
+            share = 1 / 4
         case "wgmma":
             # A warp has 16 rows of the tile; those that are too many repeat what others do, but a second warp group
             # that has nothing to load, of heads that are not wide, shares the rows of the first.
@@ -244,7 +254,8 @@ def _tile_registers(
     taken = used * extra.across * walked * share
     taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
     pairs = _PAIRS.get(family, (1.0, 1.0, 1.0))[_KINDS.index(kind)] * extra.pairs
-    pairs += _TURNED.get(family, 0.0) if extra.turned else 0.0
+    pairs += _TURNED.get(family, (0.0, 0.0))[config.num_stages == 1] if extra.turned else 0.0
+    pairs += _COMMON.get(family, (0.0, 0.0, 0.0))[_KINDS.index(kind)] * extra.common
     taken += (_HELD[family][_KINDS.index(kind)] * extra.tiles + pairs) * tile
     taken += _DOWN[family] * extra.down
     if kind == "forward":

@@ -6,6 +6,7 @@ last. Registers depend on the variant by what its kernel keeps beside the tiles 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -16,6 +17,7 @@ from attncompiler.backends.triton_seeds import COLUMNS, FORWARD, FORWARD_EIGHT_B
 from attncompiler.backends.triton_work import Extra
 
 _KINDS: tuple[Kind, ...] = ("forward", "rows", "columns")
+_WARP_GROUP_ROWS = 64
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2} | dict.fromkeys(EIGHT_BITS, 1)
 _KIB = 1024
 # Registers that a thread can spend on float32 tiles and on vectors across them before the compiler spills, by who
@@ -208,7 +210,13 @@ def _seeds(kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int
     # The accelerator wants rows whose bytes 16 divides.
     whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
     descriptors = target.descriptors and whole and family != "fma"
-    return [Config(*seed[:4], descriptors and not seed[4:], *seed[4:]) for seed in seeds]
+    # Where single warps multiply, wide rows in the accelerator's order take more registers than by pointers.
+    least = _WARP_GROUP_ROWS if side > 128 and dtype not in EIGHT_BITS else 0
+
+    def described(seed: Sequence[int]) -> bool:
+        return descriptors and not seed[4:] and seed[kind == "columns"] >= least
+
+    return [Config(*seed[:4], described(seed), *seed[4:]) for seed in seeds]
 
 
 def _halved(kind: Kind, config: Config) -> Config:
@@ -233,7 +241,7 @@ def _tile_registers(
     match family:
         case "wgmma" if config.chunk:
             share = 1 / 4
-        case "wgmma" if owned == 16 and max(d, v) <= 128:
+        case "wgmma" if owned == 16:
             # Single warps multiply, which share the other side of a tile.
             share = 1 / 4
         case "wgmma":

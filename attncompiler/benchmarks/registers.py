@@ -82,7 +82,13 @@ def summary(case: str, found: Sequence[Found]) -> Iterator[str]:
     for kind in KINDS:
         mine = [f for f in found if f.kernel.kind == kind]
         clean = [len(f.rows) if f.clean else 0 for f in mine]
-        counts = (len(mine), clean.count(1), clean.count(2), sum(n > 2 for n in clean), clean.count(0))
+        counts = (
+            len(mine),
+            clean.count(1),
+            clean.count(2),
+            sum(n > 2 for n in clean),
+            clean.count(0),
+        )
         yield f"{case:28} {kind:8}" + "".join(f"{n:8}" for n in counts)
 
 
@@ -96,9 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--last", action="store_true", help="the last of each list instead")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args(arguments)
-    variants = {f.stem: Kernels(compile_variant(load_variant(f)).compilation) for f in options.files}
+    variants = {
+        f.stem: Kernels(compile_variant(load_variant(f)).compilation) for f in options.files
+    }
     lines, stuck = [], False
-    for arch, dtype, dims in product(*(getattr(options, n).split(",") for n in ("arch", "dtype", "dims"))):
+    for arch, dtype, dims in product(
+        *(getattr(options, n).split(",") for n in ("arch", "dtype", "dims"))
+    ):
         head_dim, _, value_dim = dims.partition(":")
         sizes = int(head_dim), int(value_dim or head_dim)
         target = target_of(arch)
@@ -112,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(case, *complaints(found), sep="\n", flush=True)
         lines += summary(case, found)
         stuck |= not all(f.clean for f in found)
-    heading = f"{'':28} {'kernel':8}" + "".join(f"{h:>8}" for h in ("of", "first", "second", "later", "none"))
+    heading = f"{'':28} {'kernel':8}" + "".join(
+        f"{h:>8}" for h in ("of", "first", "second", "later", "none")
+    )
     print(heading, *lines, sep="\n")
     return int(stuck)
 

@@ -57,7 +57,11 @@ class GpuKernel:
     def request(self, target: Target, config: Config) -> KernelRequest:
         """What the offline compiler takes for one of them."""
         found = request(self.source, self.kind, _on(target, self.call), config)
-        return replace(found, registers=most_registers(config.num_warps)) if target.is_nvidia else found
+        return (
+            replace(found, registers=most_registers(config.num_warps))
+            if target.is_nvidia
+            else found
+        )
 
 
 class TilelangKernel(GpuKernel):

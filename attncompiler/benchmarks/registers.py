@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     variants = {
         f.stem: Kernels(compile_variant(load_variant(f)).compilation) for f in options.files
     }
-    lines, stuck = [], False
+    lines: list[str] = []
+    stuck = False
     for arch, dtype, dims in product(
         *(getattr(options, n).split(",") for n in ("arch", "dtype", "dims"))
     ):

@@ -53,9 +53,9 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
     signature: dict[str, str] = {}
     constants: dict[str, Constant] = {}
     aligned = set[str]()
-    widths = head_width(call.head_dim, call.dtype), padded_dim(call.value_dim)
+    widths = [head_width(call.head_dim, call.dtype), padded_dim(call.value_dim)]
     if kernel == "columns":
-        widths = tuple(summed_width(w, kernel, config.block_n, config.chunk) for w in widths)
+        widths = [summed_width(w, kernel, config.block_n, config.chunk) for w in widths]
     chosen: dict[str, Constant] = {
         "HEAD_DIM": call.head_dim, "VALUE_DIM": call.value_dim, "HEAD_WIDTH": widths[0], "VALUE_WIDTH": widths[1],
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "CHUNK": config.chunk, "LISTED": call.listed,

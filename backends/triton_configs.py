@@ -184,7 +184,8 @@ def shared_estimate(
         # Weights stay in registers where every warp has rows of its own.
         own_rows = family == "mma" and kind == "forward" and m >= 128
         elements += 0 if own_rows else (4 if kind == "columns" else 1) * m * n
-    return _ELEMENT_BYTES[dtype] * elements + _KIB
+    # Sums of a forward pass through memory as float32, once the walks have left it.
+    return max(_ELEMENT_BYTES[dtype] * elements, 4 * m * v if kind == "forward" else 0) + _KIB
 
 
 def _eight_bit_estimate(config: Config, family: Family, d: int, v: int) -> int:

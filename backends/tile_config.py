@@ -23,3 +23,20 @@ class Config:
     num_stages: int
     descriptors: bool = False
     chunk: int = 0
+
+
+def most_registers(num_warps: int) -> int:
+    """Registers of a thread on NVIDIA where a block has the whole file of 65536, 255 at most.
+
+    Told of no limit, the assembler prefers 128 registers and a few in memory to a single block of 8 warps on an SM.
+    """
+    return min(255, 65536 // (32 * num_warps))
+
+
+def summed_width(width: int, kind: Kind, keys: int, chunk: int) -> int:
+    """Features of the tiles of a kernel that sums over ``keys`` keys, from those of a head, ``width``.
+
+    Where dk and dv are summed a chunk at a time, Triton cuts both among warps as suits dk. One that is not wider than
+    high is cut by rows, and a dv of 512 features would be whole in every warp: it gets features that are zero.
+    """
+    return max(width, 2 * keys) if chunk and kind == "columns" else width

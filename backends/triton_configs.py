@@ -6,6 +6,7 @@ last. Registers depend on the variant by what its kernel keeps beside the tiles 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -16,6 +17,7 @@ from attncompiler.backends.triton_seeds import COLUMNS, FORWARD, FORWARD_EIGHT_B
 from attncompiler.backends.triton_work import Extra
 
 _KINDS: tuple[Kind, ...] = ("forward", "rows", "columns")
+_WARP_GROUP_ROWS = 64
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2} | dict.fromkeys(EIGHT_BITS, 1)
 _KIB = 1024
 # Registers that a thread can spend on float32 tiles and on vectors across them before the compiler spills, by who
@@ -49,7 +51,14 @@ _HELD: dict[Family, tuple[float, float, float]] = {
 }
 # What a register of a pair takes where it is not one, for the same kernels; and scores that are turned, in registers.
 _PAIRS: dict[Family, tuple[float, float, float]] = {"mma": (3.0, 3.0, 1.0), "mfma": (1.5, 1.5, 1.0)}
-_TURNED: dict[Family, float] = {"mma": 24.0}
+# in a pipeline, and without one.
+_TURNED: dict[Family, tuple[float, float]] = {"mma": (24.0, 24.0), "wgmma": (10.0, 0.0)}
+# What a number of pairs that formulas and the mask share takes, in registers a pair, for the same kernels.
+_COMMON: dict[Family, tuple[float, float, float]] = {
+    "wgmma": (1.25, 1.25, 1.25),
+    "tcgen05": (1.1, 1.1, 1.1),
+    "mma": (2.7, 1.0, 1.0),
+}
 # Values that a thread has of a vector down a tile, by who multiplies.
 _DOWN: dict[Family, float] = {
     "wgmma": 2, "tcgen05": 1, "mma": 2, "mfma": 1, "mfma_float32": 1, "fma": 2,
@@ -175,7 +184,8 @@ def shared_estimate(
         # Weights stay in registers where every warp has rows of its own.
         own_rows = family == "mma" and kind == "forward" and m >= 128
         elements += 0 if own_rows else (4 if kind == "columns" else 1) * m * n
-    return _ELEMENT_BYTES[dtype] * elements + _KIB
+    # Sums of a forward pass through memory as float32, once the walks have left it.
+    return max(_ELEMENT_BYTES[dtype] * elements, 4 * m * v if kind == "forward" else 0) + _KIB
 
 
 def _eight_bit_estimate(config: Config, family: Family, d: int, v: int) -> int:
@@ -201,7 +211,13 @@ def _seeds(kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int
     # The accelerator wants rows whose bytes 16 divides.
     whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
     descriptors = target.descriptors and whole and family != "fma"
-    return [Config(*seed[:4], descriptors and not seed[4:], *seed[4:]) for seed in seeds]
+    # Where single warps multiply, wide rows in the accelerator's order take more registers than by pointers.
+    least = _WARP_GROUP_ROWS if side > 128 and dtype not in EIGHT_BITS else 0
+
+    def described(seed: Sequence[int]) -> bool:
+        return descriptors and not seed[4:] and seed[kind == "columns"] >= least
+
+    return [Config(*seed[:4], described(seed), *seed[4:]) for seed in seeds]
 
 
 def _halved(kind: Kind, config: Config) -> Config:
@@ -226,6 +242,9 @@ def _tile_registers(
     match family:
         case "wgmma" if config.chunk:
             share = 1 / 4
+        case "wgmma" if owned == 16:
+            # Single warps multiply, which share the other side of a tile.
+            share = 1 / 4
         case "wgmma":
             # A warp has 16 rows of the tile; those that are too many repeat what others do, but a second warp group
             # that has nothing to load, of heads that are not wide, shares the rows of the first.
@@ -244,7 +263,8 @@ def _tile_registers(
     taken = used * extra.across * walked * share
     taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
     pairs = _PAIRS.get(family, (1.0, 1.0, 1.0))[_KINDS.index(kind)] * extra.pairs
-    pairs += _TURNED.get(family, 0.0) if extra.turned else 0.0
+    pairs += _TURNED.get(family, (0.0, 0.0))[config.num_stages == 1] if extra.turned else 0.0
+    pairs += _COMMON.get(family, (0.0, 0.0, 0.0))[_KINDS.index(kind)] * extra.common
     taken += (_HELD[family][_KINDS.index(kind)] * extra.tiles + pairs) * tile
     taken += _DOWN[family] * extra.down
     if kind == "forward":

@@ -81,6 +81,8 @@ class Extra:
     ``pairs`` are registers that each pair takes beside them, for what is loaded from a tensor or added to one and for
     long formulas; ``down`` the vectors along the first side of a tile, of rows those beyond a few; ``features`` are
     tiles of a block's rows by the value features, ahead of the walks of a backward or after those of a forward.
+    ``common`` are the numbers of pairs that formulas and the mask read both, as a distance that is a term of the score
+    and lies in a window: they wait for the products, where what only one of them reads is computed when it is needed.
     ``turned``: the kernel of the columns multiplies as that of the rows does, and turns the scores.
     """
 
@@ -91,6 +93,7 @@ class Extra:
     down: int = 0
     features: float = 3
     turned: bool = False
+    common: int = 0
 
 
 SOFTMAX: dict[Literal["forward", "rows", "columns"], PairWork] = {
@@ -141,7 +144,7 @@ def backward_work(backward: Backward, kind: Literal["rows", "columns"]) -> PairW
 def forward_extra(kernel: Kernel) -> Extra:
     """What a forward kernel keeps."""
     accumulators = sum(len(p.weights) for p in kernel.passes)
-    across, tiles, pairs, down = 0.0, 0, 0.0, 0
+    across, tiles, pairs, down, common = 0.0, 0, 0.0, 0, 0
     for p in kernel.passes:
         bodies = [x.body for s in p.sweeps for x in s.parts]
         roots = [*_pair_roots(p), *bodies]
@@ -150,9 +153,11 @@ def forward_extra(kernel: Kernel) -> Extra:
         tiles = max(tiles, _shared(p.score, bodies) - 1)
         pairs = max(pairs, _pair_registers(p, roots) + _kept_mask(p, len(kernel.passes)))
         down = max(down, len(_down(roots, "q")) - _FEW_DOWN)
+        common = max(common, _common(p, [p.score, *bodies]))
     finish = kernel.finish
     features = _features([*(r.body for r in finish.reductions), finish.output])
-    return Extra(max(accumulators, 1), across, tiles, pairs, down, accumulators + features)
+    features += accumulators
+    return Extra(max(accumulators, 1), across, tiles, pairs, down, features, common=common)
 
 
 def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extra:
@@ -166,8 +171,9 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
         tiles = max(_shared(last.score, bodies) - 1, 0)
         turned = any(u.op != "sum" for p in backward.passes for u in p.sums)
         pairs, down = _pair_registers(last, roots), len(_down(roots, "k"))
-        return Extra(1, across, tiles, pairs, down, turned=turned)
-    across, tiles, pairs, down = 0.0, 0, 0.0, 0
+        common = _common(last, [last.score, *bodies])
+        return Extra(1, across, tiles, pairs, down, turned=turned, common=common)
+    across, tiles, pairs, down, common = 0.0, 0, 0.0, 0, 0
     for p in backward.passes:
         bodies = [*(u.body for u in p.sums), *(s.value for s in p.pair_grads)]
         bodies += [p.dot_grad] if p.dot_grad is not None else []
@@ -178,10 +184,11 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
         )
         pairs = max(pairs, _pair_registers(p, roots) + _SCATTERED * len(p.pair_grads))
         down = max(down, len(_down(roots, "q")) + len(p.sums) - _FEW_DOWN)
+        common = max(common, _common(p, [p.score, *bodies]))
     start = backward.start
     features = _features([*(r.body for r in start.reductions), start.value_grad])
     features += sum(_SCATTERED_FEATURE if "q" in axes_of(s.offset) else 1.5 for s in start.elements)
-    return Extra(1, across, tiles, pairs, down, features)
+    return Extra(1, across, tiles, pairs, down, features, common=common)
 
 
 def _shared(score: Expr, bodies: list[Expr]) -> int:
@@ -190,6 +197,17 @@ def _shared(score: Expr, bodies: list[Expr]) -> int:
     users = Counter(c for n in walk(*roots) for c in set(children(n)))
     users.update(bodies)
     return sum(isinstance(n, Call) and _is_pair(n) and users[n] > 1 for n in users)
+
+
+def _common(p: KernelPass | BackwardPass, formulas: list[Expr]) -> int:
+    """How many numbers of pairs both the formulas of a walk and its mask read; truth values take a bit each."""
+    if p.mask is None:
+        return 0
+    read = set(walk(*formulas))
+    return sum(
+        isinstance(n, Call) and n in read and _is_pair(n) and kind_of(n) != "bool"
+        for n in set(walk(p.mask))
+    )
 
 
 def _pair_roots(p: KernelPass | BackwardPass) -> list[Expr]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.names import identifier, tensor_name
+from attncompiler.backends.tile_config import most_registers
 from attncompiler.backends.tilelang_configs import configs as tilelang_configs
 from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.backends.triton_configs import Config, Kind, candidates, configs
@@ -55,7 +56,12 @@ class GpuKernel:
 
     def request(self, target: Target, config: Config) -> KernelRequest:
         """What the offline compiler takes for one of them."""
-        return request(self.source, self.kind, _on(target, self.call), config)
+        found = request(self.source, self.kind, _on(target, self.call), config)
+        return (
+            replace(found, registers=most_registers(config.num_warps))
+            if target.is_nvidia
+            else found
+        )
 
 
 class TilelangKernel(GpuKernel):

@@ -120,8 +120,8 @@ def _triton_question(request: KernelRequest, target: Target) -> dict[str, object
     return {
         "source": str(request.source.resolve()), "kernel": request.kernel, "signature": dict(request.signature),
         "constexprs": dict(request.constexprs), "aligned": sorted(request.aligned), "num_warps": request.num_warps,
-        "num_stages": request.num_stages, "backend": _triton_backend(target), "arch": target.triton_arch,
-        "warp_size": target.warp_size,
+        "num_stages": request.num_stages, "registers": request.registers, "backend": _triton_backend(target),
+        "arch": target.triton_arch, "warp_size": target.warp_size,
     }  # fmt: skip
 
 

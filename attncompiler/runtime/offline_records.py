@@ -21,7 +21,8 @@ class KernelRequest:
     ``source`` is a Python file that holds the ``@triton.jit`` function ``kernel`` and everything of ours it calls:
     its text is the key of the cache. ``signature`` gives Triton's type of every argument (``"*bf16"``, ``"i32"``,
     ``"fp32"``) except those in ``constexprs``; ``aligned`` are the arguments that 16 divides. A function ``kernel`` of
-    TileLang takes ``constexprs`` and makes the kernel, which knows the types of its arguments.
+    TileLang takes ``constexprs`` and makes the kernel, which knows the types of its arguments. ``registers`` are those
+    that a thread may use, as the assembler is told; 0 leaves it to it.
     """
 
     source: Path
@@ -32,12 +33,14 @@ class KernelRequest:
     num_warps: int = 4
     num_stages: int = 2
     language: Language = "triton"
+    registers: int = 0
 
     @property
     def key(self) -> str:
         """All that decides the binary, but for the target and the compiler."""
         parts = (
             dict(self.signature), dict(self.constexprs), sorted(self.aligned), self.num_warps, self.num_stages,
+            *([self.registers] if self.registers else []),
         )  # fmt: skip
         return json.dumps([self.source.read_text(), self.kernel, *parts], sort_keys=True)
 

@@ -78,6 +78,8 @@ def compile_one(request: dict[str, Any]) -> dict[str, Any]:
     )
     backend = request["backend"]
     options = {key: request[key] for key in ("num_warps", "num_stages")}
+    if request["registers"]:
+        options["maxnreg"] = request["registers"]
     log = io.StringIO()
     begin = time.perf_counter()
     with contextlib.redirect_stdout(log):

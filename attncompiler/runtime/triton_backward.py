@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attncompiler.backends.tile_config import summed_width
 from attncompiler.runtime.backward_plan import Gradients
 from attncompiler.runtime.tile_tables import readable
 from attncompiler.runtime.triton_launch import (
@@ -24,6 +25,7 @@ from attncompiler.runtime.triton_launch import (
     Run,
     TileLists,
     Tiling,
+    block_options,
     captured_arguments,
     is_long,
     numbers,
@@ -189,7 +191,7 @@ def run_backward(
         **strides(g=out_grad, d=dq),
         # Without its own walk for dq: the second kernel gives it, or nobody wants it.
         "FUSED": fused or not wants[0],
-        **_tiled(tilings[0], lists[0]), "REVERSED": module.REVERSED,
+        **_tiled(tilings[0], lists[0], q), "REVERSED": module.REVERSED,
     }  # fmt: skip
     by_columns: dict[str, Any] = {
         **shared,
@@ -197,7 +199,8 @@ def run_backward(
         **{f"from_{name}": x for name, x in handed.items()},
         **strides(g=go),
         "FUSED": fused,
-        **_tiled(tilings[1], lists[1]), "ALONE": heads == groups,
+        **_tiled(tilings[1], lists[1], q), "ALONE": heads == groups,
+        **_widths(head_dim, value_dim, tilings[1]),
     }  # fmt: skip
     row_grid = programs(-(-queries // tilings[0].block_m), heads, batch)
     column_grid = programs(-(-keys // tilings[1].block_n), groups, batch)
@@ -221,12 +224,19 @@ def run_backward(
     return gradients(exponents)
 
 
-def _tiled(tiling: Tiling, lists: TileLists | None) -> dict[str, Any]:
+def _widths(head_dim: int, value_dim: int, tiling: Tiling) -> dict[str, int]:
+    """The widths of tiles in the kernel of the columns, where they are those of sums."""
+    dims = {"HEAD_WIDTH": head_dim, "VALUE_WIDTH": value_dim}
+    rows, chunk = tiling.block_n, tiling.chunk
+    return {n: summed_width(width_of(d), "columns", rows, chunk) for n, d in dims.items()}
+
+
+def _tiled(tiling: Tiling, lists: TileLists | None, q: Tensor) -> dict[str, Any]:
     return {
         **(NO_LISTS if lists is None else lists.arguments()),
         "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n, "CHUNK": tiling.chunk,
         "LISTED": lists is not None, "DESCRIPTORS": tiling.descriptors,
-        "num_warps": tiling.num_warps, "num_stages": tiling.num_stages,
+        **block_options(tiling, q),
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from attncompiler.backends.tile_config import Kind
+from attncompiler.backends.tile_config import Kind, most_registers
 from attncompiler.runtime.errors import LimitError
 
 # A tensor whose last element is further away than this is addressed by 64-bit offsets.
@@ -242,10 +242,17 @@ def run_forward(
             "forward",
             module.forward[grid],
             **arguments,
-            num_warps=tiling.num_warps,
-            num_stages=tiling.num_stages,
+            **block_options(tiling, q),
             enable_fp_fusion=True,  # a multiply-add an element: newer compilers fuse only when asked
         )
+
+
+def block_options(tiling: Tiling, x: Tensor) -> dict[str, int]:
+    """What the compiler is told about a block of a kernel on the device of a tensor."""
+    found = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
+    if x.is_cuda and not torch.version.hip:
+        found["maxnreg"] = most_registers(tiling.num_warps)
+    return found
 
 
 def on_device(x: Tensor, *, workspace: bool = False) -> Any:

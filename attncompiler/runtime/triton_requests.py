@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from attncompiler.backends.gpu_targets import EIGHT_BITS
+from attncompiler.backends.tile_config import summed_width
 from attncompiler.backends.triton_configs import Config, head_width, padded_dim
 from attncompiler.runtime.offline_records import Constant, KernelRequest
 
@@ -52,9 +53,11 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
     signature: dict[str, str] = {}
     constants: dict[str, Constant] = {}
     aligned = set[str]()
+    widths = [head_width(call.head_dim, call.dtype), padded_dim(call.value_dim)]
+    if kernel == "columns":
+        widths = [summed_width(w, kernel, config.block_n, config.chunk) for w in widths]
     chosen: dict[str, Constant] = {
-        "HEAD_DIM": call.head_dim, "VALUE_DIM": call.value_dim,
-        "HEAD_WIDTH": head_width(call.head_dim, call.dtype), "VALUE_WIDTH": padded_dim(call.value_dim),
+        "HEAD_DIM": call.head_dim, "VALUE_DIM": call.value_dim, "HEAD_WIDTH": widths[0], "VALUE_WIDTH": widths[1],
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "CHUNK": config.chunk, "LISTED": call.listed,
         "DESCRIPTORS": config.descriptors, "POSITIVE": True,
         "PRECISION": "ieee", "WIDEN": call.widen, "AS_FLOAT16": call.as_float16,

@@ -63,6 +63,16 @@ def test_a_binary_for_a_gpu_that_is_not_here(
     assert problems(result, result.target) == ()
 
 
+def test_the_assembler_is_told_how_many_registers_there_are(tmp_path: Path) -> None:
+    plain, told = compile_offline(
+        [DOUBLE, dataclasses.replace(DOUBLE, registers=96)], target_of("sm_90"), folder=tmp_path
+    )
+    assert isinstance(plain, Built)
+    assert isinstance(told, Built)
+    assert ".maxnreg 96" in told.text.read_text()
+    assert ".maxnreg" not in plain.text.read_text()
+
+
 def test_the_second_time_it_comes_from_the_cache(tmp_path: Path) -> None:
     (first,) = compile_offline([DOUBLE], target_of("sm_80"), folder=tmp_path)
     with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant
 from attncompiler.runtime import triton_engine
 from attncompiler.runtime.errors import OldGpuError
+from attncompiler.runtime.gpu_kernels import gpu_kernels
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.tilings import (
     RefusedError,
@@ -26,7 +28,7 @@ from attncompiler.runtime.tilings import (
     tilings_for,
 )
 from attncompiler.runtime.triton_engine import TritonEngine
-from attncompiler.runtime.triton_launch import Tiling
+from attncompiler.runtime.triton_launch import Tiling, block_options
 from attncompiler.runtime.triton_sources import TritonSources
 
 pytest.importorskip("triton")
@@ -90,6 +92,27 @@ def test_few_queries_get_few_rows(queries: int, block: int) -> None:
     assert len(set(found.options)) == len(found.options)
     if block < 128:
         assert all(t.num_warps <= 4 for t in found.options if t.block_m == block)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "expected"), [(True, None, 255), (True, "6.4", None), (False, None, None)]
+)
+def test_only_nvidias_assembler_is_told_of_registers(
+    cuda: bool, hip: str | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    tensor: Any = SimpleNamespace(is_cuda=cuda)
+    found = block_options(Tiling(64, 64, 8, 2), tensor)
+    assert found.pop("maxnreg", None) == expected
+    assert found == {"num_warps": 8, "num_stages": 2}
+
+
+def test_offline_kernels_are_compiled_as_a_launch_would() -> None:
+    sources = gpu_kernels(Kernels(compile_variant(Variant).compilation), {}, ("bfloat16", 64, 64))
+    (forward,) = sources.kernels
+    for name, expected in (("sm_80", 255), ("gfx942", 0)):
+        target = target_of(name)
+        assert forward.request(target, forward.configs(target)[0]).registers == expected
 
 
 def test_descriptors_want_aligned_rows() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from attncompiler.backends.gpu_targets import EIGHT_BITS, TARGETS, Target, target_of
+from attncompiler.backends.tile_config import most_registers, summed_width
 from attncompiler.backends.triton_configs import (
     Config,
     Kind,
@@ -142,6 +145,37 @@ def test_gradients_of_tensors_leave_smaller_tiles() -> None:
             for n in (0, 3)
         )
         assert plain.block_m * plain.block_n >= summed.block_m * summed.block_n
+
+
+def test_what_formulas_share_with_the_mask_leaves_smaller_tiles() -> None:
+    """A distance in a score and a window took 180 bytes a thread beside the tile that suits a causal softmax."""
+    plain, near = (
+        configs("forward", target_of("sm_90"), "bfloat16", 128, 128, Extra(common=n))[0]
+        for n in (0, 1)
+    )
+    assert (plain.block_n, near.block_n) == (128, 64)
+
+
+def test_scores_that_are_turned_take_registers_in_a_pipeline() -> None:
+    def first(extra: Extra) -> Config:
+        return configs("columns", target_of("sm_90"), "bfloat16", 128, 128, extra)[0]
+
+    many = Extra(across=10.0, tiles=1, pairs=1.25, down=2)
+    assert (first(many).block_m, first(many).num_stages) == (16, 2)
+    assert first(replace(many, turned=True)) == replace(first(many), num_stages=1)
+
+
+def test_no_block_may_use_more_registers_than_there_are() -> None:
+    for warps in (1, 4, 8, 16, 32):
+        assert most_registers(warps) * 32 * warps <= target_of("sm_90").registers
+    assert most_registers(8) == target_of("sm_90").max_registers
+
+
+def test_sums_of_narrow_heads_are_wider_than_high_where_others_are_wide() -> None:
+    assert summed_width(16, "columns", 32, chunk=64) == 64
+    assert summed_width(512, "columns", 32, chunk=64) == 512
+    assert summed_width(16, "columns", 32, chunk=0) == 16
+    assert summed_width(16, "rows", 32, chunk=64) == 16
 
 
 def test_padding() -> None:

@@ -14,7 +14,7 @@ from attncompiler.backends.triton_work import (
     forward_work,
 )
 from attncompiler.compiler import compile as compile_variant
-from attncompiler.dsl import Tensor, Variant, causal, document, relu, sigmoid, tanh
+from attncompiler.dsl import Tensor, Variant, causal, document, relu, sigmoid, sliding_window, tanh
 from attncompiler.ir.backward import Backward
 from attncompiler.ir.kernel import Kernel
 from attncompiler.runtime.kernels import Kernels
@@ -66,6 +66,13 @@ class PairBias(Variant):
 
     def score(self, s, at):
         return s + self.bias[at.h, at.q, at.k]
+
+
+class NearDistance(Distance):
+    window: int = 64
+
+    def mask(self, at):
+        return causal(at) & sliding_window(at, self.window)
 
 
 class Gated(Variant):
@@ -155,3 +162,18 @@ def test_positions_count_where_they_are_divided() -> None:
 def test_a_mask_that_terms_need_takes_registers() -> None:
     assert forward_extra(loops(Softmax)[0]).pairs == 0
     assert forward_extra(loops(Masked)[0]).pairs > 0
+
+
+@pytest.mark.parametrize("variant", [Softmax, Distance, KeyBias, Grid])
+def test_what_a_mask_reads_alone_is_not_common(variant: type[Variant]) -> None:
+    forward, backward = loops(variant)
+    assert forward_extra(forward).common == 0
+    assert backward_extra(backward, "rows").common == 0
+    assert backward_extra(backward, "columns").common == 0
+
+
+def test_a_distance_that_a_window_compares_is_common_to_score_and_mask() -> None:
+    forward, backward = loops(NearDistance)
+    assert forward_extra(forward).common == 1
+    assert backward_extra(backward, "rows").common == 1
+    assert backward_extra(backward, "columns").common == 1

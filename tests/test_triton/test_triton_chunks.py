@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import attncompiler
+from attncompiler.backends.tile_config import summed_width
 from attncompiler.cases import Case
 from attncompiler.dsl import Tensor as Input
 from attncompiler.dsl import Variant, causal, relu, sigmoid
@@ -59,6 +60,15 @@ def test_gradients(variant: type[Variant], chunk: int) -> None:
     if variant is Gated:
         case = Case(B=1, H=1, G=1, M=37, N=45, D=64, Dv=72, q_start=3)
     assert not failures(mine, [case])
+
+
+@pytest.mark.parametrize("dims", [(8, 40), (40, 8)], ids=str)
+def test_gradients_of_heads_of_which_one_side_is_narrow(dims: tuple[int, int]) -> None:
+    """Its sums are kept in tiles that are wider than the head, and than a chunk."""
+    assert summed_width(16, "columns", 32, 16) == 64 > summed_width(16, "columns", 32, 0)
+    mine = checker(Window)
+    use_tiles(mine.operator, 16, 32, chunk=16)
+    assert not failures(mine, [Case(B=1, H=2, G=1, M=37, N=45, D=dims[0], Dv=dims[1], q_start=8)])
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

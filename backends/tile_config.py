@@ -23,3 +23,9 @@ class Config:
     num_stages: int
     descriptors: bool = False
     chunk: int = 0
+
+
+def tilelang_width(dim: int) -> int:
+    """The features that a tile of a head has room for in TileLang: what matrix instructions and swizzled rows want."""
+    unit = 16 if dim <= 64 else 64
+    return -(-dim // unit) * unit

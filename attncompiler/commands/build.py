@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attncompiler.commands.gpu import (
+    carry_tilelang,
     check_architectures,
     check_eight_bits,
     compile_for_gpus,
@@ -133,7 +134,10 @@ def build(
         report(console, operator.name, found, paths=out is None)
         kernels = preferring(kernels, found)
         if out is not None:
-            binaries = gpu_files(found, {kernel.source: kernel.path for kernel in kernels})
+            carried = carry_tilelang(console, operator.compilation, kernels, archs)
+            kernels = carried.kernels
+            known = {kernel.source: kernel.path for kernel in kernels}
+            binaries = gpu_files(found, known, carried)
     if out is None or definition is None:
         for library in libraries:
             console.print(f"source  {library.path_source}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib
 import sys
@@ -90,8 +91,13 @@ class Package:
             if not call["weights"]:
                 stack.enter_context(torch.no_grad())
             try:
-                if call["stats"]:
-                    results(self.module.attention, call, call["weights"])
+                if call["stats"] and call["weights"]:
+                    held = {n: call["tensors"][n] for n in call.get("constant", ())}
+                    rest = {n: x for n, x in call["tensors"].items() if n not in held}
+                    attention = functools.partial(self.module.attention, **held)
+                    results(attention, {**call, "tensors": rest}, call["weights"])
+                elif call["stats"]:
+                    results(self.module.attention, call, {})
                 else:
                     self._plain(call)
             except Exception as caught:
@@ -104,9 +110,9 @@ class Package:
         if call["weights"]:
             for name in call["learns"]:
                 leaves[name].requires_grad_()
-        out = self.module.attention(
-            *(leaves.pop(n) for n in "qkv"), **leaves, **call["params"], **call.get("options", {})
-        )
+        tokens = [leaves.pop(n) for n in "qkv"]
+        options = call.get("options", {})
+        out = self.module.attention(*tokens, **leaves, **call["params"], **options)
         if call["weights"]:
             out.backward(torch.ones_like(out))
 

@@ -126,8 +126,8 @@ class Launch:
         q: Tensor = found["q"]
         check_grid(heads=q.shape[1], batch=q.shape[0])
         tma = bool(found["DESCRIPTORS"])
-        constants = self._chosen(found, q)
         found["together"] = found["H"] // max(found["G"], 1)
+        constants = self._chosen(found, q)
         key = q.device, tma, *constants.values()
         kernel = self._kernels.get(key)
         if kernel is None:

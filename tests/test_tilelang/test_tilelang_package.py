@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from attncompiler import compile as compile_variant
 from attncompiler.backends.gpu_targets import target_of
 from attncompiler.runtime import gpu_kernels
+from attncompiler.runtime.offline_records import Built
 from attncompiler.runtime.tilelang_offline import find_nvcc
 from attncompiler.variant_file import load_variant
 from tests.test_artifact import ROOT, build, call_of, run
@@ -111,6 +113,85 @@ def same(found: Mapping[str, Any]) -> None:
     for x in found["heard"]:
         assert sorted(x["mine"]) == sorted(x["wanted"])
         assert x["mine"][-1].startswith("launch")
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Compilers that answer at once, with binaries that only differ and launches of one block without arguments."""
+    folder = tmp_path / "pretended"
+
+    def compile_all(requests: Any, **_: Any) -> list[Any]:
+        results = []
+        for request, target in requests:
+            place = folder / hashlib.sha256(f"{request.key}{target.name}".encode()).hexdigest()
+            place.mkdir(parents=True, exist_ok=True)
+            text, binary = place / "kernel.cu", place / "kernel.cubin"
+            text.write_text(f"// {request.kernel}")
+            binary.write_bytes(b"\x7fELF" + place.name.encode())
+            one = {"grid": [1, 1, 1], "block": [32, 1, 1], "shared": 0, "maps": [], "parameters": []}
+            (place / "launch.json").write_text(json.dumps({"entry": "attention_kernel", **one}))
+            known = {"tensor_memory": 0, "warnings": (), "instructions": {}, "cached": True}
+            results.append(
+                Built(request, target, binary, text, registers=64, spill_stores=0, spill_loads=0, stack=0,
+                      shared=1024, num_warps=4, seconds=0.0, **known)
+            )  # fmt: skip
+        return results
+
+    monkeypatch.setattr("attncompiler.tuning.gpu_build.compile_all", compile_all)
+    monkeypatch.setattr("attncompiler.runtime.offline.compile_all", compile_all)
+
+
+def test_the_binaries_are_those_that_calls_launch(tmp_path: Path, pretended: None) -> None:
+    text = (ROOT / "examples" / "alibi.py").read_text()
+    package = packaged(tmp_path, text, "--arch", "sm_90,sm_80", "--backward")
+    learned = ("q", "k", "v", "slope")
+    calls = {
+        "inference": a_call(package, GROUPED),
+        "with statistics": a_call(package, ALONE, stats=True),
+        "training": a_call(package, ALONE, learns=learned),
+        "grouped training": a_call(package, GROUPED, learns=learned),
+        "training of inputs": a_call(package, GROUPED, learns=("q", "k", "v")),
+        "inputs, alone": a_call(package, ALONE, learns=("q", "k", "v")),
+        "queries that are fixed": a_call(package, ALONE, learns=("k", "v")),
+        "statistics in the loss": a_call(package, ALONE, learns=learned, stats=True),
+        "one query": a_call(package, (1, 4, 2, 1, 33)),
+        "other lengths": a_call(package, (3, 2, 2, 129, 7), learns=learned),
+    }
+    # Inputs learn alone: the loss reads the statistic, and slope is a constant.
+    calls["inputs and statistics"] = calls["statistics in the loss"] | {"constant": ("slope",)}
+    for capability, arch in (((9, 0), "sm_90"), ((8, 0), "sm_80"), ((8, 6), "sm_80")):
+        found = probed(package, calls, capability)
+        assert launched(found["inference"]) == ["forward"]
+        assert launched(found["with statistics"]) == ["forward_kept"]
+        assert launched(found["training"]) == [
+            "forward_training", "backward_rows_measuring", "backward_rows", "backward_columns",
+        ]  # fmt: skip
+        assert launched(found["grouped training"])[-1] == "backward_columns_grouped"
+        assert launched(found["training of inputs"])[1:] == [
+            "backward_of_inputs_rows", "backward_of_inputs_columns_grouped",
+        ]  # fmt: skip
+        assert launched(found["queries that are fixed"]) == launched(found["inputs, alone"])
+        assert "backward_rows_kept_measuring" in launched(found["statistics in the loss"])
+        used = {x["binary"] for each in found.values() for x in each["heard"]}
+        assert used == {path for path in binaries_of(package) if f"gpu/{arch}/" in path}
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "gated_attention", "learned_sink", "affine_scaled"])
+def test_calls_of_examples_find_their_binaries(name: str, tmp_path: Path, pretended: None) -> None:
+    text = (ROOT / "examples" / f"{name}.py").read_text()
+    package = packaged(tmp_path, text, "--arch", "sm_90", "--backward", "--dtype", "float16")
+    half = {"dtype": torch.float16}
+    tensors = a_call(package, ALONE)["tensors"]
+    learned = tuple(n for n, x in tensors.items() if x.is_floating_point())
+    calls = {
+        "inference": a_call(package, GROUPED, **half),
+        "training": a_call(package, ALONE, learns=learned, **half),
+        "grouped": a_call(package, GROUPED, learns=learned, **half),
+        "inputs": a_call(package, GROUPED, learns=("q", "k", "v"), **half),
+        "alone": a_call(package, ALONE, learns=("q", "k", "v"), **half),
+    }
+    for found in probed(package, calls).values():
+        assert launched(found)
 
 
 @needs_nvcc

@@ -1,7 +1,7 @@
 """Calls a package of TileLang kernels on a stand-in for the CUDA driver; run by test_tilelang_package.py.
 
-``probe.py in.pt out.pt``, where neither attncompiler, TileLang nor Triton can be imported. Tensors lie on the CPU: what asks
-torch about a GPU is answered here, all else is the package's own code, from ``attention(...)`` to the driver's functions.
+``probe.py in.pt out.pt``, where neither attncompiler, TileLang nor Triton can be imported. Tensors lie on the CPU: what
+asks torch about a GPU is answered here, all else is the package's own code, from ``attention(...)`` to the driver.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Package:
         def part(module: str) -> Any:
             return importlib.import_module(f"{name}.support.runtime.{module}")
 
-        launch, packaged, engine = map(part, ("tilelang_launch", "packaged_tilelang", "triton_engine"))
+        launch, packaged, engine = map(
+            part, ("tilelang_launch", "packaged_tilelang", "triton_engine")
+        )
         tilings, driver, binary = map(part, ("tilings", "cuda_driver", "tilelang_binary"))
         launch.on_gpu = lambda device: True
         launch.capability = packaged.capability = lambda device: capability
@@ -106,8 +108,9 @@ class Package:
 
     def _plain(self, call: dict[str, Any]) -> None:
         """A call without statistics; with weights, the gradients of its sum for what the call says learns."""
-        leaves = {n: x.clone() for n, x in call["tensors"].items()}
+        leaves = dict(call["tensors"])
         if call["weights"]:
+            leaves = {n: x.clone() for n, x in leaves.items()}
             for name in call["learns"]:
                 leaves[name].requires_grad_()
         tokens = [leaves.pop(n) for n in "qkv"]

@@ -1,4 +1,4 @@
-"""The TileLang kernels of a package: turns a compilation into files, entries, and binaries for the calls of a package."""
+"""The TileLang kernels of a package: turns a compilation into files, entries, and binaries for a package's calls."""
 
 from __future__ import annotations
 

@@ -47,9 +47,7 @@ def packaged_kernels(
             yield _filed(kernel, files)
 
 
-def _printed(
-    sources: TritonSources, spec: Wanted, *, backward: bool
-) -> Iterator[PackagedKernel]:
+def _printed(sources: TritonSources, spec: Wanted, *, backward: bool) -> Iterator[PackagedKernel]:
     kernels = sources.kernels
 
     def packaged(
@@ -133,7 +131,9 @@ def _tuned(
     found = []
     for kind, device, tf32 in product(kinds, _devices(), (False, True)):
         kernel = sources.language, kind, source
-        folder = folder_for(sources.kernels.name, kernel, types, device, deterministic=True, tf32=tf32)
+        folder = folder_for(
+            sources.kernels.name, kernel, types, device, deterministic=True, tf32=tf32
+        )
         place = {"kind": kind, "device": device_name(device), "tf32": tf32}
         found += [
             {**place, "calls": record.bucket, "tiling": record.choice}
@@ -178,9 +178,7 @@ def preferring(kernels: Sequence[PackagedKernel], built: GpuBuild) -> list[Packa
         }
 
     return [
-        replace(k, entry={**k.entry, "tiles": lists(k.entry)})
-        if "tiles" in k.entry
-        else k
+        replace(k, entry={**k.entry, "tiles": lists(k.entry)}) if "tiles" in k.entry else k
         for k in kernels
     ]
 

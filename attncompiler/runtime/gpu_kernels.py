@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.names import identifier, tensor_name
@@ -27,7 +28,7 @@ from attncompiler.runtime.tilelang_sources import TilelangSources
 from attncompiler.runtime.triton_requests import Call, request
 from attncompiler.runtime.triton_sources import TritonSources, stored
 
-_BACKWARDS: tuple[Kind, ...] = ("rows", "columns")
+_BACKWARDS: tuple[Literal["rows"], Literal["columns"]] = ("rows", "columns")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """The TileLang kernels of a package made by ``attncompiler build``: binaries that it carries, launched by the driver.
 
-Where TileLang is installed it builds, from the same files, what the package has no binary for: another GPU, other tiles, a
-call with other optional results. Tiles are listed by a kernel of Triton, for the masks that need lists.
+Where TileLang is installed it builds, from the same files, what the package has no binary for: another GPU, other
+tiles, a call with other optional results. Tiles are listed by a kernel of Triton, for the masks that need lists.
 """
 
 from __future__ import annotations
@@ -178,9 +178,7 @@ def architectures(kernel: Json) -> list[str]:
     return list(dict.fromkeys(b["arch"] for b in kernel["binaries"] if b["binary"]))
 
 
-def missing(
-    kernels: ManifestKernels, kernel: Json, name: str, device: str
-) -> MissingBinaryError:
+def missing(kernels: ManifestKernels, kernel: Json, name: str, device: str) -> MissingBinaryError:
     """A package without a binary for a GPU."""
     known = architectures(kernel)
     has = f"it has those for {', '.join(known)}" if known else "it has none"

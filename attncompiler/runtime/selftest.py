@@ -85,8 +85,8 @@ class SelfTest:
             if backend == "tilelang":
                 return "the TileLang kernels need a GPU, and torch finds none"
             return (
-                "the Triton kernels need a GPU, and torch finds none. To check them on the CPU, in Triton's interpreter: "
-                f"TRITON_INTERPRET=1 python -m {self.package}.selftest"
+                "the Triton kernels need a GPU, and torch finds none. To check them on the CPU, in Triton's "
+                f"interpreter: TRITON_INTERPRET=1 python -m {self.package}.selftest"
             )
         return self.lacks_binaries() if backend == "tilelang" else ""
 

@@ -72,7 +72,9 @@ class Usage:
         return replace(call, given=self.given, phase=self.phase, alone=self.alone)
 
 
-def forward_usages(kernels: Kernels, signature: Signature, dtype: str, *, trains: bool) -> list[Usage]:
+def forward_usages(
+    kernels: Kernels, signature: Signature, dtype: str, *, trains: bool
+) -> list[Usage]:
     """Of the forward: for inference or for training, each without and with the statistics that a variant keeps."""
     saved = frozenset[str]()
     if trains:

@@ -1,4 +1,4 @@
-"""Packages of TileLang kernels: without TileLang and attncompiler the driver hears what TileLang's host code would say."""
+"""Packages of TileLang kernels: without TileLang, the driver hears what TileLang's host code would tell it."""
 
 from __future__ import annotations
 
@@ -80,13 +80,15 @@ def a_call(package: Path, sizes: tuple[int, ...], *, learns: tuple[str, ...] = (
 
 
 def probed(package: Path, calls: Mapping[str, Any], capability: tuple[int, int] = (9, 0), *,
-           compared: bool = False) -> dict[str, Any]:  # fmt: skip
-    """What calls of a package launch; ``compared``: beside what TileLang's host code would."""
+           compared: tuple[str, ...] = ()) -> dict[str, Any]:  # fmt: skip
+    """What calls of a package launch; that of binaries in ``compared`` beside what TileLang's host code would."""
     folder = package.parent
     hosts = {}
     for number, (path, (file, binary)) in enumerate(binaries_of(package).items()):
-        if compared:
-            constants = {n: tuple(x) if isinstance(x, list) else x for n, x in binary["constants"].items()}
+        if short(path) in compared:
+            constants = {
+                n: tuple(x) if isinstance(x, list) else x for n, x in binary["constants"].items()
+            }
             code = HostCode(file, binary["kernel"], constants, target_of(binary["arch"]))
             hosts[path] = str(library(folder, code.host, f"host{number}")), code.meanings
     asked = {
@@ -94,17 +96,29 @@ def probed(package: Path, calls: Mapping[str, Any], capability: tuple[int, int] 
         "hosts": hosts, "calls": dict(calls),
     }  # fmt: skip
     torch.save(asked, folder / "in.pt")
-    done = run(PROBE, "in.pt", "out.pt", folder=folder, TRITON_INTERPRET="", ATTNCOMPILER_TILELANG_SERIAL="")
+    done = run(
+        PROBE,
+        "in.pt",
+        "out.pt",
+        folder=folder,
+        TRITON_INTERPRET="",
+        ATTNCOMPILER_TILELANG_SERIAL="",
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = torch.load(folder / "out.pt", weights_only=False)
     assert found.pop("alien") == []
     return found
 
 
+def short(path: str) -> str:
+    """The name of a binary without its types and dimensions."""
+    return Path(path).stem.replace("_bfloat16_d64_v64", "").replace("_float16_d64_v64", "")
+
+
 def launched(found: Mapping[str, Any]) -> list[str]:
     """The binaries that a call launched, each as often as it did."""
     assert found["error"] is None, found["error"]
-    return [Path(x["binary"]).stem.replace("_bfloat16_d64_v64", "") for x in found["heard"]]
+    return [short(x["binary"]) for x in found["heard"]]
 
 
 def same(found: Mapping[str, Any]) -> None:
@@ -128,7 +142,13 @@ def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             text, binary = place / "kernel.cu", place / "kernel.cubin"
             text.write_text(f"// {request.kernel}")
             binary.write_bytes(b"\x7fELF" + place.name.encode())
-            one = {"grid": [1, 1, 1], "block": [32, 1, 1], "shared": 0, "maps": [], "parameters": []}
+            one = {
+                "grid": [1, 1, 1],
+                "block": [32, 1, 1],
+                "shared": 0,
+                "maps": [],
+                "parameters": [],
+            }
             (place / "launch.json").write_text(json.dumps({"entry": "attention_kernel", **one}))
             known = {"tensor_memory": 0, "warnings": (), "instructions": {}, "cached": True}
             results.append(
@@ -205,15 +225,23 @@ def test_a_forward_without_tilelang(tmp_path: Path) -> None:
     }
     odd = a_call(package, ALONE)
     odd["tensors"]["q"] = torch.zeros(1, 2, 200, 69, dtype=torch.bfloat16)[..., :64]
-    found = probed(package, calls | {"odd": odd}, compared=True)
+    found = probed(package, calls | {"odd": odd}, compared=("forward", "forward_kept"))
     assert launched(found["plain"]) == ["forward"]
     assert launched(found["stats"]) == ["forward_kept"]
     same(found["plain"])
     same(found["stats"])
     mistakes = {name: found[name]["error"] for name in ("negative", "odd", "float16")}
     for name, kind, words in (
-        ("negative", "MissingBinaryError", ("a scale that is not positive", "POSITIVE False", "negate q")),
-        ("odd", "MissingBinaryError", ("multiples of 16 bytes", "contiguous", "pip install tilelang")),
+        (
+            "negative",
+            "MissingBinaryError",
+            ("a scale that is not positive", "POSITIVE False", "negate q"),
+        ),
+        (
+            "odd",
+            "MissingBinaryError",
+            ("multiples of 16 bytes", "contiguous", "pip install tilelang"),
+        ),
         ("float16", "NotBuiltError", ("--dtype float16",)),
     ):
         assert mistakes[name][0] == kind
@@ -224,3 +252,17 @@ def test_a_forward_without_tilelang(tmp_path: Path) -> None:
     assert kind == "MissingBinaryError"
     assert "forward kernel for sm_86 (it has those for sm_90)" in text
     assert "--arch sm_86" in text
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
+def test_gradients_without_tilelang(arch: str, tmp_path: Path) -> None:
+    package = packaged(tmp_path, CAUSAL, "--arch", arch, "--backward")
+    learned = ("q", "k", "v")
+    capability = {"sm_90": (9, 0), "sm_80": (8, 0)}[arch]
+    used = ("forward_training", "backward_rows", "backward_columns_grouped")
+    calls = {"training": a_call(package, GROUPED, learns=learned)}
+    found = probed(package, calls, capability, compared=used)["training"]
+    assert tuple(launched(found)) == used
+    same(found)

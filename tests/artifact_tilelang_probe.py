@@ -1,7 +1,8 @@
 """Calls a package of TileLang kernels on a stand-in for the CUDA driver; run by test_tilelang_package.py.
 
-``probe.py in.pt out.pt``, where neither attncompiler, TileLang nor Triton can be imported. Tensors lie on the CPU: what
-asks torch about a GPU is answered here, all else is the package's own code, from ``attention(...)`` to the driver.
+``probe.py in.pt out.pt``, where neither attncompiler nor what is named ``blocked`` can be imported. Tensors lie on the
+CPU: what asks torch about a GPU is answered here, all else is the package's own code, from ``attention(...)`` to the
+driver.
 """
 
 from __future__ import annotations
@@ -122,12 +123,12 @@ class Package:
 
 def main(inputs: str, outputs: str) -> None:
     sys.meta_path.insert(0, Blocked())
-    for name in ("tilelang", "triton"):
-        sys.modules[name] = None  # type: ignore[assignment]
     asked = torch.load(inputs, weights_only=False)
+    for name in asked["blocked"]:
+        sys.modules[name] = None  # type: ignore[assignment]
     package = Package(asked["package"], Path(asked["driver"]), asked["capability"], asked["hosts"])
     found: dict[str, Any] = {name: package.tried(call) for name, call in asked["calls"].items()}
-    aliens = {"attncompiler", "jinja2", "islpy", "tilelang", "triton", "tvm"}
+    aliens = {"attncompiler", "jinja2", "islpy", "tvm", *asked["blocked"]}
     found["alien"] = sorted(n for n in aliens if sys.modules.get(n) is not None)
     torch.save(found, outputs)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +16,12 @@ import torch
 
 from attncompiler import compile as compile_variant
 from attncompiler.backends.gpu_targets import target_of
+from attncompiler.errors import InternalError
 from attncompiler.runtime import gpu_kernels
-from attncompiler.runtime.offline_records import Built
+from attncompiler.runtime.carried_binaries import best_for, runs_on
+from attncompiler.runtime.offline_records import Built, Lowered
+from attncompiler.runtime.packaged_tilelang import file_of
+from attncompiler.runtime.tilelang_file import read_file
 from attncompiler.runtime.tilelang_offline import find_nvcc
 from attncompiler.variant_file import load_variant
 from tests.test_artifact import ROOT, build, call_of, run
@@ -63,6 +70,7 @@ def binaries_of(package: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
         b["binary"]: (package / kernel["file"], b)
         for kernel in manifest_of(package)["kernels"]
         for b in kernel.get("binaries", ())
+        if b["binary"]
     }
 
 
@@ -80,8 +88,11 @@ def a_call(package: Path, sizes: tuple[int, ...], *, learns: tuple[str, ...] = (
 
 
 def probed(package: Path, calls: Mapping[str, Any], capability: tuple[int, int] = (9, 0), *,
-           compared: tuple[str, ...] = ()) -> dict[str, Any]:  # fmt: skip
-    """What calls of a package launch; that of binaries in ``compared`` beside what TileLang's host code would."""
+           compared: tuple[str, ...] = (), triton: bool = False) -> dict[str, Any]:  # fmt: skip
+    """What calls of a package launch; that of binaries in ``compared`` beside what TileLang's host code would.
+
+    ``triton``: planning kernels run in Triton's interpreter; else Triton cannot be imported.
+    """
     folder = package.parent
     hosts = {}
     for number, (path, (file, binary)) in enumerate(binaries_of(package).items()):
@@ -93,7 +104,7 @@ def probed(package: Path, calls: Mapping[str, Any], capability: tuple[int, int] 
             hosts[path] = str(library(folder, code.host, f"host{number}")), code.meanings
     asked = {
         "package": package.name, "driver": str(library(folder)), "capability": capability,
-        "hosts": hosts, "calls": dict(calls),
+        "blocked": ["tilelang"] if triton else ["tilelang", "triton"], "hosts": hosts, "calls": dict(calls),
     }  # fmt: skip
     torch.save(asked, folder / "in.pt")
     done = run(
@@ -101,7 +112,7 @@ def probed(package: Path, calls: Mapping[str, Any], capability: tuple[int, int] 
         "in.pt",
         "out.pt",
         folder=folder,
-        TRITON_INTERPRET="",
+        TRITON_INTERPRET="1" if triton else "",
         ATTNCOMPILER_TILELANG_SERIAL="",
     )
     assert done.returncode == 0, done.stderr
@@ -113,6 +124,17 @@ def probed(package: Path, calls: Mapping[str, Any], capability: tuple[int, int] 
 def short(path: str) -> str:
     """The name of a binary without its types and dimensions."""
     return Path(path).stem.replace("_bfloat16_d64_v64", "").replace("_float16_d64_v64", "")
+
+
+def _libraries(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names=aliases):
+                found |= {alias.name.split(".")[0] for alias in aliases}
+            case ast.ImportFrom(module=str(module), level=0):
+                found.add(module.split(".")[0])
+    return found
 
 
 def launched(found: Mapping[str, Any]) -> list[str]:
@@ -130,9 +152,9 @@ def same(found: Mapping[str, Any]) -> None:
 
 
 @pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Compilers that answer at once, with binaries that only differ and launches of one block without arguments."""
-    folder = tmp_path / "pretended"
+def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """Compilers that answer at once: binaries that only differ, launches of one block; ``nvcc``: whether it is here."""
+    folder, compilers = tmp_path / "pretended", SimpleNamespace(nvcc=True)
 
     def compile_all(requests: Any, **_: Any) -> list[Any]:
         results = []
@@ -150,6 +172,10 @@ def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
                 "parameters": [],
             }
             (place / "launch.json").write_text(json.dumps({"entry": "attention_kernel", **one}))
+            if not compilers.nvcc:
+                why = "nvcc is not installed"
+                results.append(Lowered(request, target, text, 1024, 4, why, 0.0, cached=True))
+                continue
             known = {"tensor_memory": 0, "warnings": (), "instructions": {}, "cached": True}
             results.append(
                 Built(request, target, binary, text, registers=64, spill_stores=0, spill_loads=0, stack=0,
@@ -159,9 +185,12 @@ def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr("attncompiler.tuning.gpu_build.compile_all", compile_all)
     monkeypatch.setattr("attncompiler.runtime.offline.compile_all", compile_all)
+    return compilers
 
 
-def test_the_binaries_are_those_that_calls_launch(tmp_path: Path, pretended: None) -> None:
+def test_the_binaries_are_those_that_calls_launch(
+    tmp_path: Path, pretended: SimpleNamespace
+) -> None:
     text = (ROOT / "examples" / "alibi.py").read_text()
     package = packaged(tmp_path, text, "--arch", "sm_90,sm_80", "--backward")
     learned = ("q", "k", "v", "slope")
@@ -197,7 +226,9 @@ def test_the_binaries_are_those_that_calls_launch(tmp_path: Path, pretended: Non
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "gated_attention", "learned_sink", "affine_scaled"])
-def test_calls_of_examples_find_their_binaries(name: str, tmp_path: Path, pretended: None) -> None:
+def test_calls_of_examples_find_their_binaries(
+    name: str, tmp_path: Path, pretended: SimpleNamespace
+) -> None:
     text = (ROOT / "examples" / f"{name}.py").read_text()
     package = packaged(tmp_path, text, "--arch", "sm_90", "--backward", "--dtype", "float16")
     half = {"dtype": torch.float16}
@@ -212,6 +243,98 @@ def test_calls_of_examples_find_their_binaries(name: str, tmp_path: Path, preten
     }
     for found in probed(package, calls).values():
         assert launched(found)
+
+
+def test_a_mask_whose_tiles_are_listed(tmp_path: Path, pretended: SimpleNamespace) -> None:
+    text = (ROOT / "examples" / "packed_documents.py").read_text()
+    package = packaged(tmp_path, text, "--arch", "sm_90", "--backward")
+    calls = {"training": a_call(package, GROUPED, learns=("q", "k", "v"))}
+    found = probed(package, calls, triton=True)["training"]
+    assert launched(found) == ["forward_training", "backward_rows", "backward_columns_grouped"]
+    (forward, *_) = manifest_of(package)["kernels"]
+    for binary in forward["binaries"]:
+        assert binary["constants"]["LISTED"]
+        assert {"tile_lists", "block_order"} <= set(binary["constants"]["GIVEN"])
+    kind, text = probed(package, calls)["training"]["error"]
+    assert (kind, "pip install triton" in text) == ("MissingTritonError", True)
+
+
+def test_the_files_of_a_package(tmp_path: Path, pretended: SimpleNamespace) -> None:
+    package = packaged(tmp_path, CAUSAL, "--arch", "sm_90,sm_80", "--backward")
+    manifest = manifest_of(package)
+    assert manifest["backends"] == {"tilelang": "cuda"}
+    assert "--backend tilelang --arch sm_90,sm_80" in manifest["command"]
+    kernels = {k["kind"]: k for k in manifest["kernels"]}
+    assert kernels.keys() == {"forward", "backward"}
+    assert file_of(kernels["forward"]) == read_file((package / "kernels/forward.py").read_text())
+    assert file_of(kernels["backward"]) == read_file((package / "kernels/backward.py").read_text())
+    table = json.loads((package / "gpu" / "resources.json").read_text())["binaries"]
+    listed = [b for k in manifest["kernels"] for b in k["binaries"]]
+    assert [b["binary"] for b in table] == [b["binary"] for b in listed]
+    assert len({b["binary"] for b in listed}) == len(listed) == 2 * (4 + 2 + 2)
+    for binary in listed:
+        # Each has its source and the description of its launch, and none is there without a checksum.
+        for what in ("binary", "text", "launch"):
+            assert (package / binary[what]).exists()
+            assert binary[what] in manifest["files"]
+    readme = (package / "README.md").read_text()
+    assert "launched through the CUDA driver" in readme
+    assert "needs torch and NVIDIA's driver or TileLang" in readme
+    known = {*sys.stdlib_module_names, "torch", "triton", "tilelang", "numpy"}
+    for path in package.rglob("*.py"):
+        assert _libraries(path) <= known, path
+
+
+def test_a_package_without_nvcc(tmp_path: Path, pretended: SimpleNamespace) -> None:
+    pretended.nvcc = False
+    package = packaged(tmp_path, CAUSAL, "--arch", "sm_90")
+    (forward,) = manifest_of(package)["kernels"]
+    for binary in forward["binaries"]:
+        assert (binary["binary"], binary["why"]) == (None, "nvcc is not installed")
+        assert (package / binary["text"]).exists()
+        assert (package / binary["launch"]).exists()
+    found = probed(package, {"plain": a_call(package, ALONE)})["plain"]
+    assert found["error"][0] == "MissingBinaryError"
+    assert "forward kernel for sm_90 (it has none; nvcc is not installed)" in found["error"][1]
+
+
+def test_a_self_test_without_a_gpu(tmp_path: Path, pretended: SimpleNamespace) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU to test on")
+    packaged(tmp_path, CAUSAL, "--arch", "sm_90")
+    done = run("-m", "packed.selftest", folder=tmp_path, TRITON_INTERPRET="")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout == "not tested: the TileLang kernels need a GPU, and torch finds none\n"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "capability", "runs"),
+    [
+        ("sm_80", (8, 0), True),
+        ("sm_80", (8, 9), True),
+        ("sm_86", (8, 0), False),
+        ("sm_80", (9, 0), False),
+        ("sm_90", (9, 0), True),
+        ("sm_100", (10, 0), True),
+        ("sm_100", (10, 3), False),
+        ("sm_100", (12, 0), False),
+        ("gfx90a", (9, 0), False),
+    ],
+)
+def test_where_binaries_run(architecture: str, capability: tuple[int, int], runs: bool) -> None:
+    assert runs_on(architecture, capability) == runs
+    assert best_for(["gfx942", architecture], capability) == (architecture if runs else "")
+
+
+def test_the_newest_binary_is_taken() -> None:
+    assert best_for(["sm_80", "sm_86", "sm_89"], (8, 7)) == "sm_86"
+
+
+def test_a_file_that_is_not_generated() -> None:
+    with pytest.raises(InternalError, match="it has no kernel"):
+        read_file("x = 1")
+    with pytest.raises(InternalError, match="FORWARD_SHAPED"):
+        read_file("def forward(dtype): pass")
 
 
 @needs_nvcc

@@ -73,6 +73,8 @@ class Imported:
 class TilelangModule:
     """The kernels of a generated file, called as those of a Triton module."""
 
+    __name__: str
+    __file__: str | None
     forward: Launch
     rows: Launch
     columns: Launch
@@ -85,9 +87,11 @@ class TilelangModule:
 
     @classmethod
     def of(cls, module: ModuleType) -> TilelangModule:
-        """The kernels of an imported file."""
+        """The kernels of an imported file, under its name: tuning finds the source by that."""
         origin = Imported(module)
-        return cls(read_file(origin.source), origin)
+        made = cls(read_file(origin.source), origin)
+        made.__name__, made.__file__ = module.__name__, module.__file__
+        return made
 
 
 class Launch:

@@ -40,3 +40,9 @@ def summed_width(width: int, kind: Kind, keys: int, chunk: int) -> int:
     high is cut by rows, and a dv of 512 features would be whole in every warp: it gets features that are zero.
     """
     return max(width, 2 * keys) if chunk and kind == "columns" else width
+
+
+def tilelang_width(dim: int) -> int:
+    """The features that a tile of a head has room for in TileLang: what matrix instructions and swizzled rows want."""
+    unit = 16 if dim <= 64 else 64
+    return -(-dim // unit) * unit

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from attncompiler.backends.gpu_targets import Target
-from attncompiler.backends.tile_config import Config, Kind
+from attncompiler.backends.tile_config import Config, Kind, tilelang_width
 from attncompiler.backends.triton_configs import PLAIN
 from attncompiler.backends.triton_work import Extra
 
@@ -119,15 +119,9 @@ def family_of(target: Target) -> Family:
     return "wgmma" if target.name == "sm_90" else "mma"
 
 
-def width_of(dim: int) -> int:
-    """The features that a tile of a head has room for: what matrix instructions and swizzled rows want."""
-    unit = 16 if dim <= 64 else 64
-    return -(-dim // unit) * unit
-
-
 def shared_estimate(kind: Kind, config: Config, dtype: str, head_dim: int, value_dim: int) -> int:
     """Bytes of shared memory that a block takes: tiles, and a KiB for vectors across them and for barriers."""
-    d, v = width_of(head_dim), width_of(value_dim)
+    d, v = tilelang_width(head_dim), tilelang_width(value_dim)
     m, n, stages = config.block_m, config.block_n, max(config.num_stages, 1)
     match kind:
         case "forward":

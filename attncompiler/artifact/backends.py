@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attncompiler.artifact.backend import Backend
 from attncompiler.artifact.cpp import CPP
+from attncompiler.artifact.tilelang import TILELANG
 from attncompiler.artifact.triton import TRITON
 
-BACKENDS: dict[str, Backend] = {CPP.name: CPP, TRITON.name: TRITON}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (CPP, TRITON, TILELANG)}

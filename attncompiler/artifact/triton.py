@@ -31,7 +31,11 @@ Tiles = tuple[Any, ...]
 
 
 def packaged_kernels(
-    compilation: Compilation, wanted: Sequence[Wanted], *, backward: bool
+    compilation: Compilation,
+    wanted: Sequence[Wanted],
+    *,
+    backward: bool,
+    printer: type[TritonSources] = TritonSources,
 ) -> Iterator[PackagedKernel]:
     """Print the kernels: forward, planner, backwards. A file serves all types and dimensions that it is the same for.
 
@@ -39,20 +43,19 @@ def packaged_kernels(
     """
     files: dict[str, str] = {}
     for spec in wanted:
-        for kernel in _printed(compilation, spec, backward=backward):
+        for kernel in _printed(printer(Kernels(compilation)), spec, backward=backward):
             yield _filed(kernel, files)
 
 
-def _printed(compilation: Compilation, spec: Wanted, *, backward: bool) -> Iterator[PackagedKernel]:
-    kernels = Kernels(compilation)
-    sources = TritonSources(kernels)
+def _printed(sources: TritonSources, spec: Wanted, *, backward: bool) -> Iterator[PackagedKernel]:
+    kernels = sources.kernels
 
     def packaged(
         kind: str, read: Sequence[TensorDecl], source: str, file: str = "", **more: Any
     ) -> PackagedKernel:
         types = {t.name: spec.tensors[t.name] for t in read}
         file = f"{file or kind}.py"
-        return PackagedKernel.of("triton", kind, file, source, spec.dims, types, **more)
+        return PackagedKernel.of(sources.language, kind, file, source, spec.dims, types, **more)
 
     def types(read: Sequence[TensorDecl]) -> list[str]:
         return [spec.tensors[t.name] for t in read]
@@ -60,10 +63,10 @@ def _printed(compilation: Compilation, spec: Wanted, *, backward: bool) -> Itera
     read = kernels.kernel.tensors
     kinds: tuple[Kind, ...] = ("forward",)
     source = sources.forward_source(types(read))
-    tuned = _tuned(kernels.name, kinds, source, spec, read)
+    tuned = _tuned(sources, kinds, source, spec, read)
     yield packaged("forward", read, source, tiles=_tiles(sources, spec, kinds), tuned=tuned)
     if _planned(sources):
-        read = compilation.tile_plan.tensors
+        read = kernels.compilation.tile_plan.tensors
         source = sources.plan_source(types(read))
         yield packaged("tiles", read, source, signature=asdict(sources.plan_signature))
     if not backward:
@@ -79,7 +82,7 @@ def _printed(compilation: Compilation, spec: Wanted, *, backward: bool) -> Itera
             wanted=sorted(learns),
             signature=asdict(sources.backward_signature(learns)),
             tiles=_tiles(sources, spec, kinds, learns),
-            tuned=_tuned(kernels.name, kinds, source, spec, read),
+            tuned=_tuned(sources, kinds, source, spec, read),
         )
 
 
@@ -117,14 +120,20 @@ def _tiles(
 
 
 def _tuned(
-    name: str, kinds: Sequence[Kind], source: str, spec: Wanted, read: Sequence[TensorDecl]
+    sources: TritonSources,
+    kinds: Sequence[Kind],
+    source: str,
+    spec: Wanted,
+    read: Sequence[TensorDecl],
 ) -> list[dict[str, Any]]:
     """What tuning found on the devices that are here: kernel, device, class of calls, tiling."""
     types = specialization(spec.dims, {t.name: spec.tensors[t.name] for t in read})
     found = []
     for kind, device, tf32 in product(kinds, _devices(), (False, True)):
-        kernel = "triton", kind, source
-        folder = folder_for(name, kernel, types, device, deterministic=True, tf32=tf32)
+        kernel = sources.language, kind, source
+        folder = folder_for(
+            sources.kernels.name, kernel, types, device, deterministic=True, tf32=tf32
+        )
         place = {"kind": kind, "device": device_name(device), "tf32": tf32}
         found += [
             {**place, "calls": record.bucket, "tiling": record.choice}
@@ -142,16 +151,19 @@ def _devices() -> list[torch.device]:
 
 
 def preferring(kernels: Sequence[PackagedKernel], built: GpuBuild) -> list[PackagedKernel]:
-    """Lists with what an offline build found: the chosen one first, none that spills or fails but the last."""
+    """Lists with what an offline build found: the chosen one first, none that spills or fails but the last.
+
+    A package has the kernels of one language for GPUs.
+    """
     chosen: dict[tuple[object, ...], Config] = {}
     for binary in built.binaries:
-        dims = binary.dtype, binary.head_dim, binary.value_dim
-        chosen[binary.target.name, binary.kind, *dims] = binary.config
+        place = binary.target.name, binary.kind, binary.dtype, binary.head_dim, binary.value_dim
+        chosen[place] = binary.config
     bad: dict[tuple[object, ...], set[Config]] = {}
     for row in built.rows:
         if row.problems:
-            place = row.result.target.name, row.result.request.kernel, row.dtype
-            bad.setdefault(place, set()).add(row.config)
+            case = row.result.target.name, row.result.request.kernel, row.dtype
+            bad.setdefault(case, set()).add(row.config)
 
     def lists(entry: dict[str, Any]) -> dict[str, Any]:
         dims = entry["dtype"], entry["head_dim"], entry["value_dim"]
@@ -166,9 +178,7 @@ def preferring(kernels: Sequence[PackagedKernel], built: GpuBuild) -> list[Packa
         }
 
     return [
-        replace(k, entry={**k.entry, "tiles": lists(k.entry)})
-        if k.entry["backend"] == "triton" and "tiles" in k.entry
-        else k
+        replace(k, entry={**k.entry, "tiles": lists(k.entry)}) if "tiles" in k.entry else k
         for k in kernels
     ]
 

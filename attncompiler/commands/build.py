@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attncompiler.commands.gpu import (
+    carry_tilelang,
     check_architectures,
     check_eight_bits,
     compile_for_gpus,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write a package DIR that needs only torch and a C++ compiler or Triton.",
+    help="Write a package DIR that needs only torch and a C++ compiler, Triton or, with --backend tilelang, a GPU.",
 )
 @click.option(
     "--dtype",
@@ -68,14 +69,15 @@ def build(
     With --out DIR, write a Python package: attention(q, k, v, ...) as one function, kernels as source that its first
     call builds, the same mathematics in plain torch (dense.py), a self test (python -m DIR.selftest), a manifest and
     a README. It imports without attncompiler. A package that stands there already is replaced. --backend triton makes
-    one for GPUs, --backend cpp,triton one for both: tensors of the CPU run C++, those of a GPU Triton.
+    one for GPUs, --backend cpp,triton one for both: tensors of the CPU run C++, those of a GPU Triton. With --backend
+    tilelang and --arch it carries binaries that need no TileLang where they run.
 
     With --backend triton or tilelang and --arch, compile every kernel for these GPUs, none of which need be here, in
     several configurations. A table tells what each takes: registers and bytes spilled are those of a thread, shared
     memory that of a block, blocks/SM how many of them an SM holds; the time is a model's, for 4 x 32 heads of 4096
     tokens. Of those without spills one is chosen that is about as fast as any by that model. With --out the package
     tries it first, and the chosen binaries and the table (resources.json) lie in DIR/gpu. TileLang's kernels are
-    compiled by nvcc where it is installed, those for AMD by nobody; they go into no package yet.
+    compiled by nvcc where it is installed, those for AMD by nobody: then a package has the source and needs TileLang.
 
     \b
     attncompiler build my_attention.py --backend cpp,triton --arch sm_80,sm_90,gfx942 --dtype bfloat16
@@ -133,7 +135,10 @@ def build(
         report(console, operator.name, found, paths=out is None)
         kernels = preferring(kernels, found)
         if out is not None:
-            binaries = gpu_files(found, {kernel.source: kernel.path for kernel in kernels})
+            carried = carry_tilelang(console, operator.compilation, kernels, archs)
+            kernels = carried.kernels
+            known = {kernel.source: kernel.path for kernel in kernels}
+            binaries = gpu_files(found, known, carried)
     if out is None or definition is None:
         for library in libraries:
             console.print(f"source  {library.path_source}")

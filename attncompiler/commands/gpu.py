@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,9 @@ from attncompiler.commands.options import EIGHT_BITS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from attncompiler.artifact.backend import PackagedKernel
     from attncompiler.artifact.specialize import Wanted
+    from attncompiler.artifact.tilelang import Carried
     from attncompiler.backends.gpu_targets import Target
     from attncompiler.compiler import Compilation
     from attncompiler.runtime.offline_records import Language
@@ -35,14 +38,15 @@ def check_architectures(
             "--arch names GPUs, for which Triton and TileLang make kernels: add --backend triton, "
             "or --backend cpp,triton for the CPU's kernels too, or --backend tilelang"
         )
-    if "tilelang" in chosen and out is not None:
+    if len(chosen) > 1 and out is not None:
         raise click.UsageError(
-            "packages have no TileLang kernels yet: leave --out away, or take --backend triton"
+            "a package has one sort of kernels for GPUs, for nothing in it would choose between two: "
+            "--backend triton or --backend tilelang, either with cpp"
         )
     if chosen and not archs and out is None:
         from attncompiler.backends.gpu_targets import TARGETS
 
-        package = "" if "tilelang" in chosen else ", or a folder for a package, --out DIR"
+        package = ", or a folder for a package, --out DIR" if len(chosen) == 1 else ""
         raise click.UsageError(
             f"--backend {','.join(chosen)} needs the GPUs to compile for, "
             f"--arch NAME[,NAME] from {', '.join(TARGETS)}{package}"
@@ -109,6 +113,25 @@ def compile_for_gpus(
         return build_gpu(groups, targets, progress=show)
 
 
+def carry_tilelang(
+    console: Console,
+    compilation: Compilation,
+    kernels: Sequence[PackagedKernel],
+    targets: Sequence[Target],
+) -> Carried:
+    """Compile what a package of TileLang kernels carries with a progress display; nothing for other kernels."""
+    from attncompiler.artifact.tilelang import carry
+    from attncompiler.runtime.offline import compile_all
+
+    with console.status("compiling TileLang kernels for the calls of a package"):
+        return carry(
+            compilation,
+            kernels,
+            targets,
+            lambda requests: compile_all(requests, jobs=os.cpu_count() or 1),
+        )
+
+
 def report(console: Console, name: str, built: GpuBuild, *, paths: bool) -> None:
     """Print a table for each type of inputs and, with ``paths``, where binaries and sources lie in the cache."""
     from attncompiler.runtime.offline_records import Built
@@ -132,14 +155,15 @@ def report(console: Console, name: str, built: GpuBuild, *, paths: bool) -> None
         console.print(f"source  {source}")
 
 
-def gpu_files(built: GpuBuild, known: Mapping[str, str]) -> dict[str, bytes]:
+def gpu_files(built: GpuBuild, known: Mapping[str, str], carried: Carried) -> dict[str, bytes]:
     """The files of a package: ``gpu/<arch>/<binary>``, and ``gpu/resources.json`` about all configurations.
 
-    ``known`` are paths in the package by the source that lies there; other sources come along.
+    ``known`` are paths in the package by the source that lies there; other sources come along. ``carried`` are the
+    files of TileLang's kernels.
     """
-    files: dict[str, bytes] = {}
-    entries = []
-    for binary in built.binaries:
+    files = dict(carried.files)
+    entries = list(carried.table)
+    for binary in (b for b in built.binaries if b.built.request.language == "triton"):
         name = f"gpu/{file_name(binary)}"
         text = binary.source.read_text()
         source = known.get(text, f"gpu/{binary.source.parent.name.rsplit('-', 1)[0]}.py")

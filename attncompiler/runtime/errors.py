@@ -76,6 +76,16 @@ class MissingTilelangError(AttnCompilerError):
     advice = "install it: pip install tilelang (Linux on x86-64)"
 
 
+class MissingBinaryError(AttnCompilerError):
+    """A call that a package carries no TileLang binary for, on a machine without TileLang."""
+
+    message = (
+        "this package has no binary of its {kernel} kernel for {asked} ({known}), and TileLang, which would build one, "
+        "is not installed"
+    )
+    advice = "{fix}"
+
+
 class CudaDriverError(AttnCompilerError):
     """The CUDA driver does not do what the launch of a binary asks for."""
 

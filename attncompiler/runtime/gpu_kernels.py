@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.names import identifier, tensor_name
@@ -23,10 +24,12 @@ from attncompiler.backends.triton_work import (
 from attncompiler.ir.program import ParamDecl
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.offline_records import KernelRequest, Language
-from attncompiler.runtime.tilelang_requests import tilelang_request
+from attncompiler.runtime.tilelang_requests import backward_usages, forward_usages, tilelang_request
 from attncompiler.runtime.tilelang_sources import TilelangSources
 from attncompiler.runtime.triton_requests import Call, request
 from attncompiler.runtime.triton_sources import TritonSources, stored
+
+_BACKWARDS: tuple[Literal["rows"], Literal["columns"]] = ("rows", "columns")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,14 +146,16 @@ def gpu_kernels(
     file = sources.forward_source([types[t.name] for t in kernels.kernel.tensors])
     path = stored(f"{stem}_forward", file)
     kernel = kernels.kernel
-    found = [made("forward", path, call, forward_work(kernel), forward_extra(kernel))]
+    usual = forward_usages(kernels, sources.signature, call.dtype, trains=backward)[0]
+    found = [made("forward", path, usual.of(call), forward_work(kernel), forward_extra(kernel))]
     if loops is not None:
         printed = folded(loops)
         file = sources.backward_source(wanted, [types[t.name] for t in loops.tensors])
         path = stored(f"{stem}_backward", file)
-        for kind in ("rows", "columns"):
+        for kind in _BACKWARDS:
             work, extra = backward_work(printed, kind), backward_extra(printed, kind)
-            found.append(made(kind, path, call, work, extra))
+            usual = backward_usages(sources.backward_signature(wanted), kind)[0]
+            found.append(made(kind, path, usual.of(call), work, extra))
     if not listed:
         return GpuKernels(tuple(found), None)
     plan = kernels.compilation.tile_plan

@@ -34,13 +34,14 @@ class PackagedEngine(TritonEngine):
 
 
 class PackagedModules:
-    """The ``TritonModules`` of a package."""
+    """The ``TritonModules`` of a package; ``language`` is that of its kernels."""
 
+    language = "triton"
     no_eight_bits = ""
 
-    def __init__(self, kernels: PackagedKernels) -> None:
+    def __init__(self, kernels: ManifestKernels) -> None:
         self.kernels = kernels
-        self.signature: Signature = read(Signature, kernels.manifest["program"]["triton"])
+        self.signature: Signature = read(Signature, kernels.manifest["program"][self.language])
 
     def forward(self, dims: Dims, types: Mapping[str, str]) -> ModuleType:
         """The forward kernel. Raises NotBuiltError."""
@@ -51,9 +52,15 @@ class PackagedModules:
     ) -> tuple[BackwardSignature, ModuleType]:
         """The kernels with the fewest gradients besides those of ``wanted``, and what they take."""
         kernel = self.kernels.find("backward", dims, types, wanted)
+        return self.signature_of(kernel), _imported(kernel)
+
+    def signature_of(self, kernel: Json) -> BackwardSignature:
+        """What the kernels of a backward take."""
         grads = tuple(GradientSignature(**g) for g in kernel["signature"]["grads"])
-        signature = read(BackwardSignature, {**kernel["signature"], "grads": grads})
-        return signature, _imported(kernel)
+        signature: BackwardSignature = read(
+            BackwardSignature, {**kernel["signature"], "grads": grads}
+        )
+        return signature
 
     def plan(self, dims: Dims, types: Mapping[str, str]) -> tuple[PlanSignature, ModuleType]:
         """The kernel that lists tiles, and what it takes."""

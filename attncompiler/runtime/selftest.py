@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attncompiler.cases import Case
 from attncompiler.gradient_check import Leaves, arguments_of, gradients, leaves_of
+from attncompiler.runtime.carried_binaries import best_for
 from attncompiler.runtime.interpreting import is_interpreting
 from attncompiler.runtime.sampled import DrawnTensor, Sampled
 from attncompiler.yardstick import Comparison, compare, compare_gradients, draw_inputs, plain_type
@@ -61,32 +62,62 @@ class SelfTest:
     def devices(self) -> tuple[str, ...]:
         """Where the kernels of the package run on this machine; in Triton's interpreter that is the CPU."""
         backends = self.manifest["backends"]
-        if "triton" not in backends:
-            return tuple(backends.values())
-        usable = find_spec("triton") is not None
-        if is_interpreting():
-            return ("cpu",) if usable else ()
+        if "triton" in backends and is_interpreting():
+            return ("cpu",) if find_spec("triton") is not None else ()
         return tuple(
-            device
-            for device in backends.values()
-            if device == "cpu" or (usable and torch.cuda.is_available())
+            device for name, device in backends.items() if device == "cpu" or not self.lacks(name)
         )
 
     def missing(self) -> str:
         """Why kernels of the package cannot be tested here, and what to do; empty where all can."""
-        if "triton" not in self.manifest["backends"]:
-            return ""
-        if find_spec("triton") is None:
-            return "the kernels for GPUs need Triton, which is not installed: pip install triton (Linux)"
-        if is_interpreting():
-            rest = [name for name in self.manifest["backends"] if name != "triton"]
+        backends = self.manifest["backends"]
+        if "triton" in backends and find_spec("triton") is not None and is_interpreting():
+            rest = [name for name in backends if name != "triton"]
             return f"the {', '.join(rest)} kernels: unset TRITON_INTERPRET" if rest else ""
-        if torch.cuda.is_available():
+        reasons = (self.lacks(name) for name, device in backends.items() if device != "cpu")
+        return "; ".join(reason for reason in reasons if reason)
+
+    def lacks(self, backend: str) -> str:
+        """What the kernels of a backend for GPUs lack on this machine, in words; empty where they can run."""
+        if backend == "triton" and find_spec("triton") is None:
+            return "the kernels for GPUs need Triton, which is not installed: pip install triton (Linux)"
+        if not torch.cuda.is_available():
+            if backend == "tilelang":
+                return "the TileLang kernels need a GPU, and torch finds none"
+            return (
+                "the Triton kernels need a GPU, and torch finds none. To check them on the CPU, in Triton's "
+                f"interpreter: TRITON_INTERPRET=1 python -m {self.package}.selftest"
+            )
+        return self.lacks_binaries() if backend == "tilelang" else ""
+
+    def lacks_binaries(self) -> str:
+        """Why neither the package nor TileLang has kernels for the GPU that is here; empty where they do."""
+        if find_spec("tilelang") is not None:
             return ""
-        return (
-            "the Triton kernels need a GPU, and torch finds none. To check them on the CPU, in Triton's interpreter: "
-            f"TRITON_INTERPRET=1 python -m {self.package}.selftest"
-        )
+        install = "TileLang, which would build them, is not installed: pip install tilelang"
+        if torch.version.hip:
+            return f"the package has no binaries for AMD's GPUs, and {install}"
+        able = torch.cuda.get_device_capability()
+        for kernel in (k for k in self.manifest["kernels"] if "binaries" in k):
+            known = list(dict.fromkeys(b["arch"] for b in kernel["binaries"] if b["binary"]))
+            if not best_for(known, able):
+                name = f"sm_{able[0]}{able[1]}"
+                return (
+                    f"the package has binaries for {', '.join(known) or 'no GPU'}, not for {name}, and {install}; "
+                    f"or {self.manifest['command']} --arch {name}"
+                )
+        return ""
+
+    @property
+    def unaligned(self) -> bool:
+        """Whether rows may begin anywhere: the binaries of a package are for those at multiples of 16 bytes."""
+        return "tilelang" not in self.manifest["backends"] or find_spec("tilelang") is not None
+
+    def laid_out(self, case: Case, device: str) -> Case:
+        """The case with a layout that the kernels here take."""
+        if case.layout == "padded" and device == "cuda" and not self.unaligned:
+            return replace(case, layout="swapped")
+        return case
 
     @property
     def package(self) -> str:
@@ -97,15 +128,16 @@ class SelfTest:
         """Print a line for each dtype and case; how many failed."""
         failed = 0
         cases: Sequence[Case] = CASES
-        if "triton" in self.manifest["backends"]:
-            if is_interpreting():
+        interprets = "triton" in self.manifest["backends"] and is_interpreting()
+        if "cuda" in self.manifest["backends"].values():
+            if interprets:
                 cases = INTERPRETED_CASES
-            print(f"on {device}" + (", in Triton's interpreter" if is_interpreting() else ""))
+            print(f"on {device}" + (", in Triton's interpreter" if interprets else ""))
         print(f"{'dtype':<17}{'case':<44}{'worst':<18}{'error':>9}{'plain':>10}{'limit':>10}")
         for dtype in self.manifest["dtypes"]:
             for number, case in enumerate(cases):
                 params = self.other_values() if number % 2 else self.values()
-                case = self.fitted(replace(case, dtype=dtype))
+                case = self.laid_out(self.fitted(replace(case, dtype=dtype)), device)
                 found = list(self.comparisons(case, params, device))
                 worst = max(found, key=lambda c: (not c.passed, c.ratio))
                 failed += not worst.passed

@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from attncompiler.backends.tilelang_configs import width_of
+from attncompiler.backends.tile_config import tilelang_width
 from attncompiler.runtime.call_checks import ELEMENT_TYPES
 from attncompiler.runtime.errors import DtypeError, LimitError
 from attncompiler.runtime.interpreting import SERIAL_SWITCH
+from attncompiler.runtime.tilelang_file import TilelangFile, read_file
 from attncompiler.runtime.tilings import UnfitError
 
 Kernel = Callable[[Mapping[str, Any]], None]
@@ -33,17 +34,64 @@ _LONGEST = 2**31 - 1
 _RENAMED = {"value": "values"}
 
 
+class Origin(Protocol):
+    """Where the kernels of a file come from: an imported module, or the files of a package."""
+
+    @property
+    def source(self) -> str:
+        """The text of the file."""
+
+    def make(self, name: str) -> Callable[..., Any]:
+        """The file's function that traces a kernel; it takes TileLang."""
+
+    def carried(
+        self, name: str, constants: Mapping[str, Any], device: torch.device
+    ) -> Kernel | None:
+        """A kernel that was compiled before for such a device; None where there is none."""
+
+
+class Imported:
+    """The ``Origin`` of a compilation: a module that was imported with TileLang."""
+
+    def __init__(self, module: ModuleType) -> None:
+        assert module.__file__ is not None
+        self.source = Path(module.__file__).read_text(encoding="utf-8")
+        self._module = module
+
+    def make(self, name: str) -> Callable[..., Any]:
+        """The module's function."""
+        found: Callable[..., Any] = getattr(self._module, name)
+        return found
+
+    def carried(
+        self, name: str, constants: Mapping[str, Any], device: torch.device
+    ) -> Kernel | None:
+        """TileLang itself keeps what it compiled."""
+        return None
+
+
 class TilelangModule:
     """The kernels of a generated file, called as those of a Triton module."""
 
-    def __init__(self, module: ModuleType) -> None:
-        self.__name__, self.__file__ = module.__name__, module.__file__
-        for name in ("REVERSED", "DOT_SCALE"):
-            if hasattr(module, name):
-                setattr(self, name, getattr(module, name))
+    __name__: str
+    __file__: str | None
+    forward: Launch
+    rows: Launch
+    columns: Launch
+
+    def __init__(self, file: TilelangFile, origin: Origin) -> None:
+        self.REVERSED, self.DOT_SCALE = file.reversed, file.dot_scale
         for name in ("forward", "rows", "columns"):
-            if hasattr(module, name):
-                setattr(self, name, Launch(module, name))
+            if name in file.kernels:
+                setattr(self, name, Launch(file, name, origin))
+
+    @classmethod
+    def of(cls, module: ModuleType) -> TilelangModule:
+        """The kernels of an imported file, under its name: tuning finds the source by that."""
+        origin = Imported(module)
+        made = cls(read_file(origin.source), origin)
+        made.__name__, made.__file__ = module.__name__, module.__file__
+        return made
 
 
 class Launch:
@@ -52,14 +100,13 @@ class Launch:
     A forward that is asked for ``APART`` has its other schedule, where the file has one: see ``Tiling.apart``.
     """
 
-    def __init__(self, module: ModuleType, name: str) -> None:
-        apart = name == "forward" and hasattr(module, "groups")
-        self.apart = Launch(module, "groups") if apart else None
-        self.module, self.name = module, name
-        self._make = getattr(module, name)
-        self._order: list[str] = getattr(module, f"{name.upper()}_ARGUMENTS")
-        self._shaped: tuple[str, ...] = getattr(module, f"{name.upper()}_SHAPED")
-        self._constants = list(inspect.signature(self._make).parameters)
+    def __init__(self, file: TilelangFile, name: str, origin: Origin) -> None:
+        apart = name == "forward" and "groups" in file.kernels
+        self.apart = Launch(file, "groups", origin) if apart else None
+        self.name, self.origin = name, origin
+        taken = file.kernels[name]
+        self._order, self._shaped, self._constants = taken.order, taken.shaped, taken.constants
+        self._widens = file.widens
         self._kernels: dict[tuple[object, ...], Kernel] = {}
         self._lock = threading.RLock()
 
@@ -78,18 +125,20 @@ class Launch:
             for name, x in arguments.items()
             for n in (name.removesuffix("_pointer"),)
         }
+        if found.get("kept") is not None and not len(found["kept"]):
+            found["kept"] = None  # a variant that keeps no statistics was asked for them
         q: Tensor = found["q"]
         check_grid(heads=q.shape[1], batch=q.shape[0])
         tma = bool(found["DESCRIPTORS"])
-        constants = self._chosen(found, q)
         found["together"] = found["H"] // max(found["G"], 1)
+        constants = self._chosen(found, q)
         key = q.device, tma, *constants.values()
         kernel = self._kernels.get(key)
         if kernel is None:
             with self._lock:
                 kernel = self._kernels.get(key)
                 if kernel is None:
-                    made = self._compiled(constants, tma) if q.is_cuda else self._serial(constants)
+                    made = self._made(constants, q.device, tma=tma)
                     kernel = self._kernels[key] = made
         kernel({name: self._given(name, found.get(name), q) for name in self._order})
 
@@ -102,19 +151,19 @@ class Launch:
             return f"it is for Hopper and 4, 8 or 12 warps, not for {q.device} and {arguments['num_warps']}"
         if not arguments["DESCRIPTORS"]:
             return "rows of q, k or v do not begin at multiples of 16 bytes"
-        if q.dtype == torch.float16 and self.module.WIDENS:
+        if q.dtype == torch.float16 and self._widens:
             return "float16 may not hold this variant's weights"
         return ""
 
     def _chosen(self, found: Mapping[str, Any], q: Tensor) -> dict[str, Any]:
         """The constants that this kernel is made for."""
-        if q.is_cuda and q.dtype == torch.float32 and found["PRECISION"] == "ieee":
+        if on_gpu(q.device) and q.dtype == torch.float32 and found["PRECISION"] == "ieee":
             raise DtypeError(
                 name="q",
                 detail="TileLang multiplies float32 as tf32 on a GPU, which torch does not allow here",
                 fix='set torch.backends.cuda.matmul.allow_tf32 = True, or compile with backend="triton"',
             )
-        if not q.is_cuda and q.dtype != torch.float32:
+        if not on_gpu(q.device) and q.dtype != torch.float32:
             raise DtypeError(
                 name="q",
                 detail="on the CPU, where TileLang's kernels run as C to be checked, they know float32 only",
@@ -127,10 +176,10 @@ class Launch:
         known = {
             "dtype": ELEMENT_TYPES[q.dtype],
             **{n: x for n, x in found.items() if n.isupper()},
-            "HEAD_WIDTH": width_of(found["HEAD_DIM"]), "VALUE_WIDTH": width_of(found["VALUE_DIM"]),
+            "HEAD_WIDTH": tilelang_width(found["HEAD_DIM"]), "VALUE_WIDTH": tilelang_width(found["VALUE_DIM"]),
             "LONG": found["LONG"] or any(abs(x) > _LONGEST for x in sizes),
             "STAGES": stages, "THREADS": found["num_warps"] * warp_of(q.device),
-            "WIDEN": q.dtype == torch.float16, "SERIAL": not q.is_cuda,
+            "WIDEN": q.dtype == torch.float16, "SERIAL": not on_gpu(q.device),
             "REGISTERS": hopper if found["DESCRIPTORS"] else 0,
             "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
         }  # fmt: skip
@@ -143,21 +192,28 @@ class Launch:
             return _empty(like.device, dtype)
         return flat(x) if isinstance(x, Tensor) and name not in self._shaped else x
 
+    def _made(self, constants: Mapping[str, Any], device: torch.device, *, tma: bool) -> Kernel:
+        """The kernel for a device: one that is carried, else what TileLang makes."""
+        if not on_gpu(device):
+            return self._serial(constants)
+        found = self.origin.carried(self.name, constants, device)
+        return self._compiled(constants, tma) if found is None else found
+
     def _serial(self, constants: Mapping[str, Any]) -> Kernel:
         from attncompiler.runtime.tilelang_serial import build
 
-        assert self.module.__file__ is not None
-        source = Path(self.module.__file__).read_text(encoding="utf-8")
-        source += f"\n{self.name} {sorted(constants.items())}"
-        return build(self.name, lambda: self._make(**constants), self._order, source)
+        make = self.origin.make(self.name)
+        source = f"{self.origin.source}\n{self.name} {sorted(constants.items())}"
+        return build(self.name, lambda: make(**constants), self._order, source)
 
     def _compiled(self, constants: Mapping[str, Any], tma: bool) -> Kernel:
         """The kernel for the current device; TileLang keeps what it compiled."""
+        make = self.origin.make(self.name)
         import tilelang
 
         options = pass_configs(tma=tma, apart=self.name == "groups")
         try:
-            kernel = tilelang.compile(self._make(**constants), pass_configs=options)
+            kernel = tilelang.compile(make(**constants), pass_configs=options)
         except (
             Exception
         ) as error:  # TileLang names no class: what does not fit gives way to smaller tiles
@@ -167,6 +223,15 @@ class Launch:
             kernel(*values.values())
 
         return call
+
+
+def ready_tilelang() -> None:
+    """Import TileLang and take back its ``inspect.getfile``, which fails on classes of modules that are not listed."""
+    found = inspect.getfile
+    try:
+        import tilelang.language  # noqa: F401
+    finally:
+        inspect.getfile = found
 
 
 def pass_configs(*, tma: bool = True, apart: bool = False) -> dict[Any, Any]:
@@ -192,18 +257,24 @@ def _empty(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 def registers_of(device: torch.device, warps: int) -> int:
     """What a thread of the warp groups that multiply may hold on Hopper, beside one group that loads; else 0."""
-    if (
-        device.type != "cuda"
-        or torch.version.hip
-        or torch.cuda.get_device_capability(device)[0] != 9
-    ):
+    if not on_gpu(device) or torch.version.hip or capability(device)[0] != 9:
         return 0
     return HOPPER_REGISTERS.get(warps // 4, 0)
 
 
 def warp_of(device: torch.device) -> int:
     """The threads of a warp: AMD's are twice as wide."""
-    return 64 if device.type == "cuda" and torch.version.hip else 32
+    return 64 if on_gpu(device) and torch.version.hip else 32
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether kernels run on a device as a GPU's; on the CPU they are C for one thread."""
+    return device.type == "cuda"
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU."""
+    return torch.cuda.get_device_capability(device)
 
 
 def check_grid(*, heads: int, batch: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -12,19 +11,10 @@ from attncompiler.backends.tile_config import Config, Kind
 from attncompiler.backends.tilelang import render, render_backward
 from attncompiler.backends.tilelang_configs import configs
 from attncompiler.runtime.kernels import Kernels
-from attncompiler.runtime.tilelang_launch import TilelangModule
+from attncompiler.runtime.tilelang_launch import TilelangModule, ready_tilelang
 from attncompiler.runtime.triton_backward import BackwardSignature
 from attncompiler.runtime.triton_modules import Dims
 from attncompiler.runtime.triton_sources import TritonSources
-
-
-def ready_tilelang() -> None:
-    """Import TileLang and take back its ``inspect.getfile``, which fails on classes of modules that are not listed."""
-    found = inspect.getfile
-    try:
-        import tilelang.language  # noqa: F401
-    finally:
-        inspect.getfile = found
 
 
 class TilelangSources(TritonSources):
@@ -63,5 +53,5 @@ class TilelangSources(TritonSources):
         with self._guard:
             found = self._launched.get(module.__name__)
             if found is None:
-                found = self._launched[module.__name__] = TilelangModule(module)
+                found = self._launched[module.__name__] = TilelangModule.of(module)
         return found  # type: ignore[return-value]

@@ -6,6 +6,7 @@ lacks registers and keeps numbers in memory instead, as long as there is one tha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -174,6 +175,15 @@ def spilled_bytes(kernel: object) -> int:
     return 4 * int(getattr(kernel, "n_spills", None) or 0)
 
 
+def _out_of_resources() -> tuple[type[Exception], ...]:
+    """Triton's error for a kernel that asks for more than a device has; kernels of others may run without Triton."""
+    if sys.modules.get("triton") is None:
+        return ()
+    from triton.runtime.errors import OutOfResources
+
+    return (OutOfResources,)
+
+
 @dataclass(slots=True)
 class Trial:
     """One attempt at the launches of a call; ``spilled`` are the most bytes that a thread of each kernel spills."""
@@ -182,14 +192,12 @@ class Trial:
 
     def run(self, kind: Kind, kernel: Callable[..., Any], /, **arguments: Any) -> None:
         """Launch a kernel; RefusedError where the device has too little for it: nothing was launched."""
-        from triton.runtime.errors import OutOfResources
-
         try:
             launched = kernel(**arguments)
-        except OutOfResources as error:
-            raise RefusedError(kind) from error
         except UnfitError as error:
             raise RefusedError(kind) from error.__cause__
+        except _out_of_resources() as error:
+            raise RefusedError(kind) from error
         self.spilled[kind] = max(self.spilled.get(kind, 0), spilled_bytes(launched))
 
 

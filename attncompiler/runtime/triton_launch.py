@@ -6,6 +6,7 @@ Nothing here knows a variant: a kernel is described by a Signature, and its file
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -259,13 +260,11 @@ def on_device(x: Tensor, *, workspace: bool = False) -> Any:
     """The device of a tensor as the current one; its current stream is where kernels are launched.
 
     ``workspace``: kernels build tensor descriptors, in memory that torch gives. Triton keeps the allocator for one
-    thread, and autograd has threads of its own.
+    thread, and autograd has threads of its own. Kernels of others need no Triton, which is imported where its own are.
     """
     if not x.is_cuda:
         return contextlib.nullcontext()
-    if workspace:
-        import triton
-
+    if workspace and (triton := sys.modules.get("triton")) is not None:
         triton.set_allocator(_allocated)
     return torch.cuda.device(x.device)
 

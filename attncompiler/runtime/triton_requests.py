@@ -31,7 +31,9 @@ class Call:
 
     ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` is that of
     ``triton_launch.widened``, ``as_float16`` that of ``run_forward``, ``trains`` says whether a forward keeps what a
-    backward reads, ``fused`` whether the second kernel of a backward adds up dq.
+    backward reads, ``fused`` whether the second kernel of a backward adds up dq. Of TileLang's kernels ``given`` are
+    the arguments that are not in every call, ``phase`` is that of a backward, ``alone`` says whether each head of
+    queries has keys of its own.
     """
 
     dtype: str
@@ -44,6 +46,9 @@ class Call:
     widen: str = ""
     fused: bool = False
     as_float16: bool = False
+    given: frozenset[str] = frozenset()
+    phase: int = 2
+    alone: bool = True
 
 
 def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelRequest:

@@ -178,3 +178,21 @@ def test_constants_are_those_of_a_call() -> None:
     assert listed["LISTED"]
     assert "tile_lists" in listed["GIVEN"]  # type: ignore[operator]
     assert "dq" not in listed["GIVEN"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase", "fused"),
+    [
+        ("rows", 1, False),
+        pytest.param("rows", 0, True, marks=pytest.mark.slow),
+        pytest.param("columns", 1, False, marks=pytest.mark.slow),
+        pytest.param("columns", 0, True, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_that_give_fewer_gradients_compile(kind: Kind, phase: int, fused: bool) -> None:
+    target = target_of("sm_80")
+    asked = request(kind, target)
+    constants = {**asked.constexprs, "PHASE": phase, "FUSED": fused}
+    result = answer(dataclasses.replace(asked, constexprs=constants), target)
+    assert isinstance(result, Built | Lowered), result
+    assert "mma" in result.text.read_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -22,32 +21,22 @@ from attncompiler.runtime.cuda_driver import Driver
 from attncompiler.runtime.errors import CudaDriverError, LimitError
 from attncompiler.runtime.gpu_kernels import gpu_kernels
 from attncompiler.runtime.kernels import Kernels
-from attncompiler.runtime.offline_worker import generated_module
 from attncompiler.runtime.tilelang_binary import BinaryKernel
 from attncompiler.runtime.tilelang_description import describe_launch
-from attncompiler.runtime.tilelang_launch import pass_configs
-from attncompiler.runtime.tilelang_offline import tilelang_arch
-from attncompiler.runtime.tilelang_sources import ready_tilelang
 from attncompiler.runtime.tilelang_worker import _described
-from attncompiler.runtime.toolchain import find_toolchain
 from attncompiler.variant_file import load_variant
+from tests.test_tilelang.host_code import HostCode, library
+from tests.tilelang_host_calls import arguments, loaded, noted
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-STAND_IN = Path(__file__).with_name("launch_stand_in.cpp")
 SIZES = {"int32": 4, "int64": 8, "float32": 4, "address": 8, "map": 128}
-TYPES = {"int32": ctypes.c_int32, "int64": ctypes.c_int64, "float32": ctypes.c_float}
 B, H, G, M, N = 2, 6, 3, 70, 131
 
 
-class Lowered:
-    """A kernel, lowered: what it is made of, its description, TileLang's host code and arguments of a call."""
+class Lowered(HostCode):
+    """A kernel of an example in the first of its configurations."""
 
     def __init__(self, variant: str, kind: str, arch: str, dtype: str, dim: int) -> None:
-        ready_tilelang()
-        import tilelang
-        from tilelang import tvm
-        from tilelang.jit.adapter.wrapper import TLCUDASourceWrapper
-
         operator = compile_variant(load_variant(EXAMPLES / f"{variant}.py"))
         (wanted,) = specializations(operator.compilation, (dtype,), dim, dim)
         kernels = gpu_kernels(
@@ -57,22 +46,8 @@ class Lowered:
         kernel = next(k for k in kernels if k.kind == kind)
         target = target_of(arch)
         request = kernel.request(target, kernel.configs(target)[0])
-        module = generated_module(request.source)
-        self.order: list[str] = getattr(module, f"{kind.upper()}_ARGUMENTS")
-        self.shaped: tuple[str, ...] = getattr(module, f"{kind.upper()}_SHAPED")
-        self.made = getattr(module, kind)(**request.constexprs)
-        cuda = tvm.target.Target({"kind": "cuda", "arch": tilelang_arch(target)})
-        tma = arch != "sm_90" or bool(request.constexprs["REGISTERS"])
-        options = {key.value: value for key, value in pass_configs(tma=tma).items()}
-        with tvm.transform.PassContext(opt_level=3, config=options), cuda:
-            self.lowered = tilelang.lower(self.made, target=cuda)
+        super().__init__(request.source, kind, request.constexprs, target)
         self.launch = describe_launch(self.made, self.lowered, self.order)
-        made, source = tvm.IRModule.from_expr(self.made), self.lowered.kernel_source
-        modules = self.lowered.device_mod, self.lowered.host_mod
-        wrapper = TLCUDASourceWrapper(made, source, cuda, *modules)
-        assert wrapper.lib_code is not None
-        self.host: str = wrapper.lib_code[wrapper.lib_code.index("#ifdef _WIN32") :]
-        self.symbols = [name for name, _ in wrapper.get_dynamic_symbolic_set(wrapper.prim_func)]
 
     def call(self) -> dict[str, Any]:
         """Arguments, with strides of their own and numbers that differ."""
@@ -93,22 +68,6 @@ class Lowered:
             values[name] = padded[..., : shape[3]] if free else torch.zeros(shape, dtype=dtype)
         return values
 
-    def arguments(self, values: Mapping[str, Any]) -> list[Any]:
-        """The same for TileLang's host code: arguments, then what extents and strides are called."""
-        given: list[Any] = []
-        symbols: dict[str, Any] = {}
-        for param, name in zip(self.made.params, self.order, strict=True):
-            buffer, x = self.made.buffer_map.get(param), values[name]
-            if buffer is None:
-                given.append(TYPES[str(param.dtype)](x))
-                continue
-            given.append(ctypes.c_void_p(x.data_ptr()))
-            extents, numbers = (*buffer.shape, *buffer.strides), (*x.shape, *x.stride())
-            for extent, size in zip(extents, numbers, strict=True):
-                if hasattr(extent, "name"):
-                    symbols[str(extent.name)] = TYPES[str(extent.dtype)](size)
-        return [*given, *(symbols[name] for name in self.symbols)]
-
 
 @cache
 def lowered(variant: str, kind: str, arch: str, dtype: str, dim: int) -> Lowered:
@@ -116,17 +75,9 @@ def lowered(variant: str, kind: str, arch: str, dtype: str, dim: int) -> Lowered
     return Lowered(variant, kind, arch, dtype, dim)
 
 
-def library(folder: Path, host: str = "") -> Any:
-    """The stand-in, with TileLang's host code, which must not find the driver that TileLang brings."""
-    source, path = folder / "stand_in.cpp", folder / "stand_in.so"
-    source.write_text(STAND_IN.read_text() + host)
-    compiler = find_toolchain().command
-    words = ("-std=c++17", "-shared", "-fPIC", "-Wl,-Bsymbolic", "-w", str(source), "-o", str(path))
-    subprocess.run([*compiler, *words], check=True)
-    found = ctypes.CDLL(str(path))
-    found.noted.restype = ctypes.c_char_p
-    found.start(0, 0)
-    return found
+def stand_in_of(folder: Path, host: str = "") -> Any:
+    """The stand-in, loaded, with TileLang's host code."""
+    return loaded(library(folder, host))
 
 
 def sizes(found: Any, launch: Mapping[str, Any]) -> None:
@@ -135,17 +86,12 @@ def sizes(found: Any, launch: Mapping[str, Any]) -> None:
     found.parameter_sizes((ctypes.c_uint * len(lengths))(*lengths), len(lengths))
 
 
-def noted(found: Any) -> list[str]:
-    """What it heard, a call a line."""
-    return str(found.noted().decode()).split("\n")
-
-
 def check(folder: Path, variant: str, kind: str, arch: str, dtype: str, dim: int) -> None:
     kernel = lowered(variant, kind, arch, dtype, dim)
-    found, values = library(folder, kernel.host), kernel.call()
+    found, values = stand_in_of(folder, kernel.host), kernel.call()
     sizes(found, kernel.launch)
     stream = 0x1234567
-    assert found.call(*kernel.arguments(values), ctypes.c_void_p(stream)) == 0
+    assert found.call(*arguments(kernel.meanings, values), ctypes.c_void_p(stream)) == 0
     wanted = noted(found)
     found.start(0, 0)
     binary = BinaryKernel(Driver(found), b"\x7fELF", kernel.launch)
@@ -212,7 +158,7 @@ LAUNCH: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return library(tmp_path_factory.mktemp("stand_in"))
+    return stand_in_of(tmp_path_factory.mktemp("stand_in"))
 
 
 def by_hand() -> dict[str, Any]:

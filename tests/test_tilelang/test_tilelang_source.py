@@ -43,7 +43,7 @@ def modules(op: Operator, dtype: str = "bfloat16") -> dict[str, tuple[Any, Tilel
     forward = sources.forward(dims, types)
     _, backward = sources.backward(dims, types, kernels.learns)
     found = {"forward": forward, "rows": backward, "columns": backward}
-    return {n: (getattr(m, n)._make, m) for n, m in found.items()}  # type: ignore[misc]
+    return {n: (getattr(m, n).origin.make(n), m) for n, m in found.items()}  # type: ignore[misc]
 
 
 def traced(make: Any, constants: Mapping[str, Any]) -> Any:

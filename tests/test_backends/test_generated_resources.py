@@ -13,7 +13,7 @@ import pytest
 from generated import EXAMPLES, compiled, kernel_of, kernels_of
 
 from attncompiler.backends.gpu_targets import target_of
-from attncompiler.backends.triton_configs import Config, Kind, shared_estimate
+from attncompiler.backends.triton_configs import Config, Kind, padded_dim, shared_estimate
 from attncompiler.runtime.offline import Built, compile_offline
 from attncompiler.tuning.occupancy import problems
 
@@ -58,6 +58,10 @@ def check(
     if kernel.extra.pairs:
         spare += 4 * config.block_m * config.block_n * config.num_stages
     estimate = shared_estimate(kind, config, target, dtype, *dims)
+    if not target.is_nvidia:
+        # Rows that are gated or end within a tile pass through memory as float32.
+        rows = config.block_n if kind == "columns" else config.block_m
+        estimate = max(estimate, 4 * rows * padded_dim(max(dims)))
     assert result.shared <= estimate + spare, (config, result.shared, estimate)
     return result
 
@@ -182,7 +186,11 @@ def test_the_last_resort_of_eight_bits_compiles(arch: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [64, 128])
-@pytest.mark.parametrize("name", dict.fromkeys(name for name, _, _ in PICKED))
+@pytest.mark.parametrize(
+    # PyTorch does not add 8-bit floats, as the prepare of swat does.
+    "name",
+    dict.fromkeys(name for name, _, _ in PICKED if name != "swat"),
+)
 @pytest.mark.parametrize("arch", EIGHT_BIT_ARCHS)
 def test_eight_bit_floats_of_other_variants(arch: str, name: str, dim: int) -> None:
     target = target_of(arch)

@@ -196,4 +196,6 @@ def test_kernels_that_give_fewer_gradients_compile(kind: Kind, phase: int, fused
     constants = {**asked.constexprs, "PHASE": phase, "FUSED": fused}
     result = answer(dataclasses.replace(asked, constexprs=constants), target)
     assert isinstance(result, Built | Lowered), result
-    assert "mma" in result.text.read_text()
+    # Rows whose dq is that of the other kernel are left with their own sums.
+    sums_alone = kind == "rows" and fused
+    assert ("mma" in result.text.read_text()) != sums_alone

@@ -100,7 +100,19 @@ def test_a_wrong_result_stays_wrong() -> None:
 
     def compared(order: int) -> tuple[Comparison, ...]:
         asked.append(order)
-        return (Comparison("out", error=math.inf, plain_error=1.0, floor=0.5),)
+        return (Comparison("out", error=3.0, plain_error=1.0, floor=0.5),)
 
     assert not judged(compared)[0].passed
     assert asked == list(range(8))
+
+
+@pytest.mark.parametrize("error", [300.0, math.inf, math.nan])
+def test_what_no_order_explains_is_wrong_at_once(error: float) -> None:
+    asked = []
+
+    def compared(order: int) -> tuple[Comparison, ...]:
+        asked.append(order)
+        return (Comparison("out", error=error, plain_error=1.0, floor=0.5),)
+
+    assert not judged(compared)[0].passed
+    assert asked == [0]

@@ -14,6 +14,7 @@ from attncompiler.artifact.program import program_entry
 from attncompiler.artifact.specialize import Wanted
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.tile_config import Config, Kind
+from attncompiler.errors import InternalError
 from attncompiler.runtime.errors import NoConfigurationError
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.offline_records import Built, Failed, Lowered
@@ -157,9 +158,9 @@ def _usages(
 def _label(usage: Usage) -> str:
     """What tells the files of a kernel's usages apart."""
     given = usage.given
+    saves = any(n == "values" or n.startswith("save_") for n in given)
     parts = {
-        "training": any(n == "values" or n.startswith("save_") for n in given - {"dq"})
-        and "dq" not in given,
+        "training": saves and "dq" not in given,
         "kept": any(n == "kept" or n.startswith("grad_") for n in given),
         "measuring": usage.phase == 1,
         "grouped": not usage.alone,
@@ -179,6 +180,8 @@ def _stem(task: _Task, entry: Mapping[str, Any]) -> str:
 def _filed(stem: str, result: Built | Lowered, files: dict[str, bytes]) -> dict[str, Any]:
     """Put what was made into ``files``; their paths, and why there is no binary where there is none."""
     text = f"{stem}{result.text.suffix}"
+    if text in files:
+        raise InternalError("artifact", f"two kernels are called {text}")
     files[text] = result.text.read_bytes()
     found: dict[str, Any] = {"binary": None, "launch": None, "text": text, "why": ""}
     launch = result.text.with_name(LAUNCH)

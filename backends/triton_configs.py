@@ -151,7 +151,8 @@ def shared_estimate(
     """Bytes of shared memory a block takes, at most: resident tiles, those in flight, score tiles to multiply again.
 
     Exact within a KiB for most shapes. Where tensor cores read their operands from shared memory one tile more is in
-    flight than elsewhere; AMD keeps what is resident in registers and passes it through memory once.
+    flight than elsewhere. AMD keeps what is resident in registers and passes it through
+    memory once; rows of features that are worked on pass as float32 there, which is not counted.
     """
     d, v = padded_dim(head_dim), padded_dim(value_dim)
     m, n, stages = config.block_m, config.block_n, config.num_stages

@@ -28,9 +28,16 @@ from attncompiler.ir.program import Program
 if TYPE_CHECKING:
     from attncompiler.dsl import Variant
     from attncompiler.layouts import Boxes
-from attncompiler.oracle import OracleResult
 from attncompiler.yardstick import Comparison as Comparison
-from attncompiler.yardstick import compare, compare_gradients, draw_inputs, judged, plain_type
+from attncompiler.yardstick import (
+    compare,
+    compare_gradients,
+    completed,
+    draw_inputs,
+    judged,
+    named,
+    plain_type,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +145,8 @@ class Checker:
         case = self.fitted(case)
         q, k, v, tensors = self.inputs(case)
 
-        def oracle(dtype: torch.dtype | None, order: int = 0) -> OracleResult:
-            return attncompiler.oracle.attention(
+        def oracle(dtype: torch.dtype | None, order: int = 0) -> dict[str, Tensor]:
+            result = attncompiler.oracle.attention(
                 self.variant,
                 q,
                 k,
@@ -149,18 +156,19 @@ class Checker:
                 dtype=dtype,
                 order=order,
             )
+            return named(result.out, result.stats)
 
         try:
             exact = oracle(torch.float64)
         except OutOfRangeError as fault:
             return Outcome(case, fault=fault)
         out, stats = self.operator(q, k, v, q_start=case.q_start, return_stats=True, **tensors)
+        mine = named(out, stats)
 
         def compared(order: int) -> tuple[Comparison, ...]:
             plain = oracle(plain_type(case.dtype, order), order)
-            named = [("out", out, plain.out, exact.out)]
-            named += [(f"stats.{n}", stats[n], plain.stats[n], x) for n, x in exact.stats.items()]
-            return tuple(compare(*one) for one in named)
+            plain = completed(plain, exact, lambda: oracle(torch.float32, order))
+            return tuple(compare(name, mine[name], plain[name], x) for name, x in exact.items())
 
         comparisons = judged(compared)
         if self.with_gradients:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.cases import Case
+from attncompiler.yardstick import completed
 
 Leaves = dict[str, Tensor]
 # The output and the kept statistics of a call with these leaves.
@@ -108,7 +109,13 @@ def gradients(
     # The float64 oracle cannot judge itself: the yardstick of float64 is plain float32, or float64 in another order.
     is_narrow = case.dtype == "float64" and plain is None
     narrow, usual = torch.float32 if is_narrow else None, plain or reference
-    rounded = differentiated(lambda x: usual(x, narrow), leaves, weights)
+    rounded = completed(
+        differentiated(lambda x: usual(x, narrow), leaves, weights),
+        exact,
+        lambda: differentiated(
+            lambda x: usual(x, None), {n: x.float() for n, x in leaves.items()}, weights
+        ),
+    )
     found = differentiated(mine, leaves, weights)
     return {
         name: (found[name], rounded[name].float() if is_narrow else rounded[name], exact[name])

@@ -5,7 +5,8 @@ with at most twice its error plus a floor of a few units in the last place of th
 and the self test of a package use it.
 
 One element that the formulas magnify can make all of plain PyTorch's error, which then changes tenfold with the order
-of its sums. So ``check`` takes the largest error of several orders before it calls a result wrong.
+of its sums. So ``check`` takes the largest error of several orders before it calls a result wrong. And where a 16-bit
+type leaves plain PyTorch with no number at all, because a divisor became zero or a power infinite, float32 stands in.
 """
 
 from __future__ import annotations
@@ -111,6 +112,27 @@ def compare_gradients(
             scale = largest * max(8.0, unit / own)
         comparisons.append(compare(f"grad.{name}", mine, plain, exact, largest=scale))
     return tuple(comparisons)
+
+
+def named(out: Tensor, stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The output and the statistics of a call, as reports call them."""
+    return {"out": out} | {f"stats.{name}": x for name, x in stats.items()}
+
+
+def completed(
+    plain: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
+    wider: Callable[[], Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """``plain`` with float32's numbers where a narrower type gave inf or nan and the exact number is finite.
+
+    ``wider()`` gives the same results of plain PyTorch in float32; it is called only if some number is missing.
+    """
+    lacking = {name: ~x.isfinite() & exact[name].isfinite() for name, x in plain.items()}
+    if not any(bool(places.any()) for places in lacking.values()):
+        return dict(plain)
+    whole = wider()
+    return {name: torch.where(lacking[name], whole[name], x) for name, x in plain.items()}
 
 
 def judged(compared: Callable[[int], tuple[Comparison, ...]]) -> tuple[Comparison, ...]:

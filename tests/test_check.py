@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+import attncompiler.oracle
 from attncompiler.cases import GROUPS, HEAD_DIMS, LAYOUTS, LENGTHS, Case, draw_cases
 from attncompiler.check import Checker, Outcome
-from attncompiler.dsl import Variant, causal
-from attncompiler.yardstick import compare
+from attncompiler.dsl import Variant, causal, exp, log
+from attncompiler.yardstick import compare, completed
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -116,3 +118,40 @@ def test_wrong_kernels_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(report.failures) == 2
     smallest = checker.shrink(report.failures[0])
     assert (smallest.case.M, smallest.case.N) == (1, 2)
+
+
+class Lost(Variant):
+    """1e-9 is zero in float16, so rows whose weights are all zero there divide by it."""
+
+    def score(self, s: Any, at: Any) -> Any:
+        return s - 0.3 * (at.q - at.k)
+
+    def mask(self, at: Any) -> Any:
+        return causal(at)
+
+    def normalize(self, s: Any, row: Any) -> Any:
+        w = log(1.0 + exp(s))
+        return w / (row.sum(w) + 1e-9)
+
+
+# Some rows see only keys far away.
+FAR = Case(B=1, H=1, G=1, M=125, N=20, D=31, Dv=16, dtype="float16", seed=9)
+
+
+def test_float32_is_the_yardstick_where_float16_has_no_number() -> None:
+    checker = Checker(Lost(), gradients=True)
+    q, k, v, tensors = checker.inputs(FAR)
+    plain = attncompiler.oracle.attention(checker.variant, q, k, v, tensors=tensors, dtype=None)
+    assert plain.out.isnan().any()
+    outcome = checker.run(FAR)
+    assert outcome.passed, outcome.describe()
+    assert all(c.plain_error > c.floor for c in outcome.comparisons if c.what == "grad.k")
+
+
+def test_numbers_are_completed_only_where_the_exact_one_is_finite() -> None:
+    plain = {"a": torch.tensor([1.0, math.nan, math.inf, 4.0], dtype=torch.float16)}
+    exact = {"a": torch.tensor([1.0, 2.0, math.inf, 4.5], dtype=torch.float64)}
+    found = completed(plain, exact, lambda: {"a": torch.tensor([9.0, 2.25, 9.0, 9.0])})
+    assert found["a"].tolist() == [1.0, 2.25, math.inf, 4.0]
+    whole = {"a": exact["a"].half()}
+    assert completed(whole, exact, lambda: pytest.fail("nothing is missing"))["a"] is whole["a"]

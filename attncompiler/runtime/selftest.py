@@ -18,7 +18,15 @@ from attncompiler.gradient_check import Leaves, arguments_of, gradients, leaves_
 from attncompiler.runtime.carried_binaries import best_for
 from attncompiler.runtime.interpreting import is_interpreting
 from attncompiler.runtime.sampled import DrawnTensor, Sampled
-from attncompiler.yardstick import Comparison, compare, compare_gradients, draw_inputs, plain_type
+from attncompiler.yardstick import (
+    Comparison,
+    compare,
+    compare_gradients,
+    completed,
+    draw_inputs,
+    named,
+    plain_type,
+)
 
 # Odd lengths both ways, groups of heads, offsets, strides, and one call large enough for planned tiles.
 CASES = (
@@ -197,12 +205,15 @@ class SelfTest:
 
         leaves, others = leaves_of(q, k, v, tensors, case.dtype)
         with torch.no_grad():
-            exact, exact_stats = call(self.dense, leaves, dtype=torch.float64)
-            plain, plain_stats = call(self.dense, leaves, dtype=plain_type(case.dtype))
-            out, stats = call(self.attention, leaves)
-        yield compare("out", out, plain, exact)
-        for name, expected in exact_stats.items():
-            yield compare(f"stats.{name}", stats[name], plain_stats[name], expected)
+            exact = named(*call(self.dense, leaves, dtype=torch.float64))
+            plain = completed(
+                named(*call(self.dense, leaves, dtype=plain_type(case.dtype))),
+                exact,
+                lambda: named(*call(self.dense, leaves, dtype=torch.float32)),
+            )
+            mine = named(*call(self.attention, leaves))
+        for name, expected in exact.items():
+            yield compare(name, mine[name], plain[name], expected)
         if self.manifest["program"]["gradient"] is not None:
             found = gradients(
                 lambda x, dtype: call(self.dense, x, dtype=dtype),

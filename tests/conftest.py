@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: its OpenMP pool reads these once. Several workers share the machine, so idle threads
@@ -28,6 +29,18 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def quick_builds() -> Iterator[None]:
+    """Kernels of a module that is about formulas and calls, compiled in a third of the time.
+
+    What optimisation makes of them is left to tests/test_backends and test_examples.py, which build as users do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "ATTNCOMPILER_CXXFLAGS" not in os.environ:
+            patch.setenv("ATTNCOMPILER_CXXFLAGS", "-O1")
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

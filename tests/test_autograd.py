@@ -18,6 +18,8 @@ from attncompiler.runtime.backward_plan import run_backward
 from attncompiler.runtime.errors import DoubleBackwardError, DtypeError
 from attncompiler.runtime.operator import Operator
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 
 class Plain(Variant):
     """Softmax; its output is the value row itself."""

@@ -47,6 +47,8 @@ from attncompiler.peers import Refusal, peer
 from attncompiler.sdpa_peers import added_term
 from attncompiler.timing import Timing
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 ROOT = Path(__file__).parent.parent
 FOLDER = "docs/benchmarks"
 TINY = Size(48, 16, heads=2)

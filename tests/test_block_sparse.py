@@ -24,6 +24,8 @@ from attncompiler.runtime.block_table import Form, restricted
 from attncompiler.runtime.errors import BlockListError
 from tests.flex_reference import dense, window_of
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 B, H, G, D, DV = 2, 4, 2, 16, 24
 LENGTHS = [1, 5, 63, 127, 129, 257]
 

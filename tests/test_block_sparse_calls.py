@@ -20,6 +20,8 @@ from attncompiler import BlockSparse, errors, flex_attention
 from attncompiler.dsl import Variant, causal
 from attncompiler.runtime.errors import BlockListError, DeviceError, DtypeError, TransformError
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 PAGE = Path(__file__).parent.parent / "docs" / "block_sparse.md"
 B, H, G, M, N, D = 2, 4, 2, 100, 150, 8
 

@@ -26,6 +26,8 @@ from tests import flex_cases
 from tests.flex_cases import CASES
 from tests.flex_reference import DV, Body, causal, dense, inputs, window_of
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 
 def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)

@@ -18,6 +18,8 @@ from attncompiler.runtime.errors import DeviceError
 from tests.flex_cases import document_mask, prefix_lm
 from tests.flex_reference import Body, causal, dense, inputs, window_of
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 
 def lists_of(chosen: Tensor, extra: int = 0) -> tuple[Tensor, Tensor]:
     """Numbers and indices of the chosen blocks; what lies behind the end of a list is undefined."""

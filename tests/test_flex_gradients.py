@@ -15,6 +15,8 @@ from attncompiler import flex_attention
 from tests.flex_cases import DistanceDecay, documents, sequence_lengths
 from tests.flex_reference import Body, causal, dense, window_of
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 S = 37
 Case = tuple[Body | None, Body | None, list[Tensor]]
 

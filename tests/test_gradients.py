@@ -13,6 +13,8 @@ from attncompiler.variant_file import load_variant
 from tests.example_table import files
 from tests.gradients import describe, gradcheck, row_major
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 # One forward and one backward kernel an element type; lengths, groups, offsets and strides are run-time values.
 FLOAT64 = [
     Case(B=2, H=6, G=2, M=13, N=37, D=16, Dv=24, q_start=24, seed=1),

@@ -16,6 +16,8 @@ from attncompiler.check import Checker
 from attncompiler.dsl import Tensor, Variant, exp, log, maximum, relu, sigmoid, square, tanh, where
 from tests.gradients import describe
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 # Rows without keys alone, among others, in packed and in separate heads; no key at all.
 CASES = [
     Case(B=2, H=6, G=2, M=3, N=11, D=8, Dv=6, dtype="float64", seed=1),

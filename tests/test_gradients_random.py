@@ -10,6 +10,8 @@ from attncompiler.check import Checker
 from tests.gradients import gradcheck
 from tests.random_variants import NORMALIZERS, Parts, cycled, variants
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 CASES = [
     Case(B=2, H=4, G=2, M=21, N=35, D=8, Dv=6, q_start=14, dtype="float64", seed=1),
     Case(B=1, H=3, G=1, M=70, N=41, D=8, Dv=6, layout="swapped", dtype="float64", seed=2),

@@ -16,6 +16,8 @@ from attncompiler.errors import DeclarationError, LayoutDeclarationError, ShapeE
 from attncompiler.ir.passes.arrange import arrange
 from attncompiler.runtime.errors import LayoutStartError
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Boxes:

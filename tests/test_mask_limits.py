@@ -28,6 +28,8 @@ from attncompiler.dsl import (
 )
 from attncompiler.errors import ArgumentsError, TooSmallError
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 WRONG: dict[str, Callable[[Any], Any]] = {
     "window of sliding_window": lambda at: sliding_window(at, -1),
     "prefix of prefix_lm": lambda at: prefix_lm(at, -1),

@@ -19,6 +19,7 @@ DECODERS = ("llama", "mistral", "gemma2", "gemma3", "qwen2", "qwen3", "gpt_oss",
 TWO_SIDES = ("t5", "bart", "t5gemma")
 
 pytestmark = [
+    pytest.mark.usefixtures("quick_builds"),
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers.*"),
 ]

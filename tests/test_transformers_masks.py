@@ -17,6 +17,8 @@ from attncompiler.dsl import Variant
 from attncompiler.integrations.errors import ModelMaskError
 from attncompiler.integrations.transformers import register
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 NAME = "generated"
 SCALE = 0.3
 

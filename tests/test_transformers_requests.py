@@ -25,6 +25,8 @@ from attncompiler.integrations.errors import (
 from attncompiler.integrations.transformers import register
 from attncompiler.runtime.errors import VariantTypeError
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 NAME = "generated"
 SCALE = 0.3
 

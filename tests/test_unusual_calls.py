@@ -15,6 +15,8 @@ from attncompiler.dsl import Variant
 from attncompiler.errors import ParameterTypeError
 from attncompiler.runtime.errors import ForwardModeError, TransformError, VariantTypeError
 
+pytestmark = pytest.mark.usefixtures("quick_builds")
+
 
 class Shifted(Variant):
     """A parameter of each kind."""

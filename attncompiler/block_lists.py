@@ -7,7 +7,7 @@ of mask_mod alone implies all of it, the table is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakKeyDictionary, ref
@@ -23,6 +23,7 @@ from attncompiler.ir.passes.canonicalize import make
 from attncompiler.ir.tiles import CORNERS, tile_set
 from attncompiler.recorder import Recorder
 from attncompiler.runtime.call_checks import refuse_device
+from attncompiler.runtime.tile_tables import stream_of
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -32,7 +33,7 @@ _WHOLE = 1 << 30  # the block size of torch's mask that stands for none
 _MOST_ANSWERS, _MOST_BLOCKS = 64, 1 << 18
 _BATCH_AXES: tuple[Axis, Axis] = ("b", "h")
 _LENGTH_AXES: tuple[Axis, Axis] = ("q", "k")
-Content: TypeAlias = "Tensor | tuple[ref[torch.UntypedStorage], int, int] | None"
+Content: TypeAlias = "Tensor | tuple[ref[torch.UntypedStorage], int, int] | int | None"
 _LISTS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
 
 
@@ -181,7 +182,7 @@ class _Seen:
                 why = f"the query is on {device}"
                 refuse_device(f"block_mask.{name}", x.device, why, str(device))
         form = (tuple(block_mask.BLOCK_SIZE), tuple(block_mask.seq_lengths))
-        return cls(tensors, tuple(map(content_of, tensors)), form)
+        return cls(tensors, contents_of(tensors, device), form)
 
     def same(self, other: _Seen) -> bool:
         if self.form != other.form:
@@ -192,6 +193,11 @@ class _Seen:
             torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
             for a, b in zip(self.contents, other.contents, strict=True)
         )
+
+
+def contents_of(lists: Sequence[Tensor | None], device: torch.device) -> tuple[Content, ...]:
+    """What tells whether a table that was made of lists holds for another call on a device."""
+    return (*map(content_of, lists), stream_of(device))
 
 
 def content_of(x: Tensor | None) -> Content:

@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attncompiler import BlockSparse
 from attncompiler import compile as compile_variant
 from attncompiler.dsl import Boxes, Tensor, Variant, neighborhood
 from attncompiler.errors import DeclarationError, LayoutDeclarationError, ShapeError
 from attncompiler.ir.passes.arrange import arrange
+from attncompiler.runtime.arrangement import Arrangement
 from attncompiler.runtime.errors import LayoutStartError
 
 pytestmark = pytest.mark.usefixtures("quick_builds")
@@ -154,6 +156,18 @@ def test_layouts_under_torch_compile(dynamic: bool) -> None:
     compiled = torch.compile(op, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*tokens, **tensors), op(*tokens, **tensors))
+
+
+def test_a_device_gets_the_orders_once() -> None:
+    """But for a trace, whose tensors are none."""
+    arrangement = Arrangement("Plane", LAYOUTS["boxes"], (), ())
+    cpu = torch.device("cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert arrangement.tables(cpu) is not arrangement.tables(cpu)
+    found = arrangement.tables(cpu)
+    assert arrangement.tables(cpu) is found
+    for table, wanted in zip(found, (*arrangement.orders, arrangement.inverse), strict=True):
+        assert torch.equal(table, wanted)
 
 
 def test_a_program_without_positions_stays_the_same() -> None:

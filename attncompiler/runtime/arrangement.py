@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attncompiler.layouts import lengthened
 from attncompiler.runtime.errors import LayoutStartError
+from attncompiler.runtime.launch import is_plain
 
 if TYPE_CHECKING:
     from attncompiler.layouts import Boxes
@@ -29,6 +30,7 @@ class Arrangement:
         # Tensors, not calls of the layout: tracers see them as constants.
         self.orders = tuple(layout.order(keys=keys) for keys in (False, True))
         self.inverse = layout.inverse()
+        self._on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def inputs(
         self, q: Tensor, k: Tensor, v: Tensor, captured: Sequence[Tensor | None], q_start: int
@@ -40,8 +42,8 @@ class Arrangement:
             return q, k, v, captured  # refused where inputs are checked
         found = list(captured)
         orders = [
-            lengthened(order.to(x.device), x.shape[2], self.grid, keys)
-            for order, x, keys in zip(self.orders, (q, k), (False, True), strict=True)
+            lengthened(self.tables(x.device)[keys], x.shape[2], self.grid, keys)
+            for x, keys in ((q, False), (k, True))
         ]
         for slot, order in zip(self.slots, orders, strict=True):
             if slot is not None:
@@ -51,9 +53,22 @@ class Arrangement:
             k, v = (x.index_select(2, orders[1]) for x in (k, v))
         return q, k, v, found
 
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The orders of queries and of keys and the inverse, on a device.
+
+        It gets them once: a copy from the CPU waits for the device, and cannot be part of a CUDA graph.
+        """
+        if not torch.compiler.is_compiling() and device in self._on:
+            return self._on[device]
+        of_queries, of_keys, inverse = (x.to(device) for x in (*self.orders, self.inverse))
+        found = of_queries, of_keys, inverse
+        if not torch.compiler.is_compiling() and is_plain(found):
+            self._on[device] = found
+        return found
+
     def results(self, out: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The output and the kept statistics ``[n, B, H, M]`` in the order of the caller."""
         if not self.inside:
             return out, rows
-        order = lengthened(self.inverse.to(out.device), out.shape[2], self.grid, False)
+        order = lengthened(self.tables(out.device)[2], out.shape[2], self.grid, False)
         return out.index_select(2, order), None if rows is None else rows.index_select(3, order)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attncompiler import errors
-from attncompiler.block_lists import Content, content_of
+from attncompiler.block_lists import Content, contents_of
 from attncompiler.block_sparse import BlockSparse
 from attncompiler.declarations import Tensor as Declared
 from attncompiler.frontend import Trace, definition_of
@@ -65,7 +65,7 @@ def table_of(sparsity: BlockSparse, q: Tensor, k: Tensor) -> Tensor:
         return cast(Tensor, torch.ops.attncompiler.block_table(*lists, sparsity.size, sizes))
     _check_shape(sparsity.counts, sparsity.size[0], sizes)
     known: _Known | None = sparsity.__dict__.get("_known")
-    contents, columns = tuple(content_of(x) for x in lists), -(-k.shape[2] // sparsity.size[1])
+    contents, columns = contents_of(lists, q.device), -(-k.shape[2] // sparsity.size[1])
     if known is None or not known.holds(contents, columns):
         known = _Known(contents, columns, _read(*lists, columns))
         object.__setattr__(sparsity, "_known", known)

@@ -156,6 +156,11 @@ class Content:
         )
 
 
+def stream_of(device: torch.device) -> int:
+    """The stream on which calls on a device run: what one stream computes, another may read too early. 0 on a CPU."""
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+
+
 def _owner(x: Tensor) -> Tensor:
     """The tensor whose life is that of the memory."""
     return x if x._base is None else x._base

@@ -135,7 +135,6 @@ def describable(*tensors: Tensor) -> bool:
         x.numel() > 0
         and x.stride(3) == 1
         and x.stride(2) > 0
-        and x.stride(2) > 0
         and all(s * x.element_size() % 16 == 0 for s in x.stride()[:3])
         for x in tensors
     )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attncompiler.runtime.tile_tables import Content, Sizes
+from attncompiler.runtime.tile_tables import Content, Sizes, stream_of
 from attncompiler.runtime.triton_launch import (
     PlanSignature,
     TileLists,
@@ -64,7 +64,7 @@ class Planner:
         read = [tensors[name] for name, _ in self.signature.tensors]
         params = [numbers[name] for _, name in self.signature.params]
         key = (
-            *(device, sizes, q_start, block, transposed, *params),
+            *(device, stream_of(device), sizes, q_start, block, transposed, *params),
             *((x.shape, x.stride(), x.dtype) for x in read),
         )
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()

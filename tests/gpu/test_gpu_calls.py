@@ -12,8 +12,8 @@ import torch
 from cuda_calls import packed
 
 import attncompiler
+from attncompiler.dsl import Boxes, Variant, causal, clamp, document
 from attncompiler.dsl import Tensor as Input
-from attncompiler.dsl import Variant, causal, clamp, document
 from attncompiler.runtime.errors import DeviceError, DtypeError
 
 
@@ -36,6 +36,16 @@ class Biased(Variant):
 
     def mask(self, at: Any) -> Any:
         return causal(at)
+
+
+class Boxed(Variant):
+    """Tokens of a square, worked on in boxes."""
+
+    layout = Boxes((16, 16), (4, 4))
+
+    def mask(self, at: Any) -> Any:
+        rows, columns = at.q // 16 - at.k // 16, at.q % 16 - at.k % 16
+        return (abs(rows) < 4) & (abs(columns) < 4)
 
 
 def ids_of(device: torch.device, size: int, length: int = 256) -> torch.Tensor:
@@ -87,6 +97,23 @@ def test_a_graph_is_replayed_on_other_inputs(
         graph.replay()
         for found, wanted in zip(captured, step(), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_with_a_layout(device: torch.device, backend: str) -> None:
+    """The order of the tokens is on the device when the graph is captured."""
+    op, qkv = packed(Boxed, device, backend)
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        op(*qkv)
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = op(*qkv)
+    for x in qkv:
+        x.normal_()
+    graph.replay()
+    torch.testing.assert_close(captured, op(*qkv), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("tracer", ["aot_eager", "inductor"])

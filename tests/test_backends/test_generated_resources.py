@@ -13,7 +13,7 @@ import pytest
 from generated import EXAMPLES, compiled, kernel_of, kernels_of
 
 from attncompiler.backends.gpu_targets import target_of
-from attncompiler.backends.triton_configs import Config, Kind, padded_dim, shared_estimate
+from attncompiler.backends.triton_configs import Config, Kind, shared_estimate
 from attncompiler.runtime.offline import Built, compile_offline
 from attncompiler.tuning.occupancy import problems
 
@@ -57,11 +57,10 @@ def check(
     spare = 4096
     if kernel.extra.pairs:
         spare += 4 * config.block_m * config.block_n * config.num_stages
-    estimate = shared_estimate(kind, config, target, dtype, *dims)
-    if not target.is_nvidia:
-        # Rows that are gated or end within a tile pass through memory as float32.
-        rows = config.block_n if kind == "columns" else config.block_m
-        estimate = max(estimate, 4 * rows * padded_dim(max(dims)))
+    call = kernel.call
+    estimate = shared_estimate(
+        kind, config, target, dtype, call.head_dim, call.value_dim, kernel.extra
+    )
     assert result.shared <= estimate + spare, (config, result.shared, estimate)
     return result
 

@@ -25,7 +25,7 @@ _KIB = 1024
 # the numbers were read off generated kernels (tests/test_backends/test_generated_resources.py compiles them).
 _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
     "wgmma": (170, 167, 185),
-    "tcgen05": (145, 143, 150),
+    "tcgen05": (145, 143, 155),
     "mma": (130, 122, 144),
     "mfma": (338, 338, 350),
     "mfma_float32": (350, 350, 350),
@@ -40,10 +40,12 @@ _USED: dict[Family, tuple[float, float, float]] = {
     "mfma_float32": (0.0, 0.0, 8.0),
     "fma": (0.0, 0.0, 0.0),
 }
+# What a vector across takes in a third stage, where that is more than addresses.
+_STAGED: dict[Family, float] = {"tcgen05": 40}
 # What a value of pairs that is kept takes, in tiles.
 _HELD: dict[Family, tuple[float, float, float]] = {
     "wgmma": (0.75, 0.5, 1.5),
-    "tcgen05": (0.5, 0.5, 0.5),
+    "tcgen05": (0.5, 0.5, 0.75),
     "mma": (2.5, 1.5, 0.5),
     "mfma": (0.5, 0.5, 20.0),
     "mfma_float32": (0.5, 0.5, 20.0),
@@ -71,6 +73,7 @@ _HALF_OF_AMD = 256
 _MORE_SUMS: dict[Family, float] = {"mfma": 0.7}
 # Loads by pointer take more than descriptors, those of rows that begin anywhere more than whole vectors.
 _POINTER_REGISTERS = 35
+_ODD_REGISTERS = 10
 # 8-bit floats are loaded one by one, and the queries of a warp group stay in registers as float16.
 _EIGHT_BIT_REGISTERS = 45
 PLAIN = Extra()
@@ -95,6 +98,7 @@ def configs(
         pointers = target.descriptors and not config.descriptors
         pointers |= family == "mma" and kind != "forward" and odd
         room = _TILE_REGISTERS[family][_KINDS.index(kind)] - (_POINTER_REGISTERS if pointers else 0)
+        room -= _ODD_REGISTERS if odd and target.descriptors else 0
         room -= _HALF_OF_AMD if not target.is_nvidia and config.num_warps > 4 else 0
         tiles = _tile_registers(kind, config, target, (head_dim, value_dim), extra, family)
         if dtype in EIGHT_BITS:
@@ -283,7 +287,7 @@ def _tile_registers(
     tile = m * n / threads
     used = _USED[family][_KINDS.index(kind)]
     taken = used * extra.across * walked * share
-    taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
+    taken += (8 + _STAGED.get(family, 4) * extra.across) * max(config.num_stages - 2, 0)
     pairs = _PAIRS.get(family, (1.0, 1.0, 1.0))[_KINDS.index(kind)] * extra.pairs
     pairs += _TURNED.get(family, (0.0, 0.0))[config.num_stages == 1] if extra.turned else 0.0
     pairs += _COMMON.get(family, (0.0, 0.0, 0.0))[_KINDS.index(kind)] * extra.common

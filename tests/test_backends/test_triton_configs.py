@@ -123,6 +123,12 @@ def test_what_a_kernel_keeps_leaves_smaller_tiles(name: str, kind: Kind) -> None
     assert configs(kind, target_of(name), "bfloat16", 128, 128, Extra(pairs=14))[0] != plain
 
 
+def test_a_forward_that_spills_in_the_smallest_tile_that_suits_others_has_a_smaller_one() -> None:
+    """Three sums of float16 values, which are multiplied as tf32: 32 bytes a thread."""
+    found = configs("forward", target_of("sm_80"), "float16", 128, 128, Extra(3, 5.0, pairs=2.0))
+    assert [(c.block_m, c.block_n, c.num_warps) for c in found] == [(64, 32, 8), (32, 32, 8)]
+
+
 def test_vectors_of_keys_leave_smaller_tiles() -> None:
     # Packed documents: a 64-bit integer a key spilled 550 bytes of the tile that suits a causal softmax.
     for name, dim in (("sm_90", 64), ("sm_90", 128), ("sm_100", 64), ("sm_80", 128)):

@@ -29,6 +29,7 @@ def most_registers(num_warps: int) -> int:
     """Registers of a thread on NVIDIA where a block has the whole file of 65536, 255 at most.
 
     Told of no limit, the assembler prefers 128 registers and a few in memory to a single block of 8 warps on an SM.
+    Told of this one it takes more also where it needs none, and spills in other kernels: so it is told where it spills.
     """
     return min(255, 65536 // (32 * num_warps))
 

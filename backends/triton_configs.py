@@ -27,7 +27,7 @@ _TILE_REGISTERS: dict[Family, tuple[int, int, int]] = {
     "wgmma": (170, 167, 185),
     "tcgen05": (145, 143, 155),
     "mma": (130, 122, 144),
-    "mfma": (350, 350, 350),
+    "mfma": (338, 338, 350),
     "mfma_float32": (350, 350, 350),
     "fma": (255, 255, 255),
 }
@@ -36,14 +36,16 @@ _USED: dict[Family, tuple[float, float, float]] = {
     "wgmma": (1.5, 1.5, 1.5),
     "tcgen05": (0.65, 0.65, 1.0),
     "mma": (1.5, 1.5, 1.5),
-    "mfma": (0.0, 0.0, 8.0),
+    "mfma": (0.5, 0.0, 8.0),
     "mfma_float32": (0.0, 0.0, 8.0),
     "fma": (0.0, 0.0, 0.0),
 }
+# What a vector across takes in a third stage, where that is more than addresses.
+_STAGED: dict[Family, float] = {"tcgen05": 40}
 # What a value of pairs that is kept takes, in tiles.
 _HELD: dict[Family, tuple[float, float, float]] = {
     "wgmma": (0.75, 0.5, 1.5),
-    "tcgen05": (0.5, 0.5, 0.5),
+    "tcgen05": (0.5, 0.5, 0.75),
     "mma": (2.5, 1.5, 0.5),
     "mfma": (0.5, 0.5, 20.0),
     "mfma_float32": (0.5, 0.5, 20.0),
@@ -65,8 +67,13 @@ _DOWN: dict[Family, float] = {
 }  # fmt: skip
 # Registers for tiles of rows by value features, while no walk is under way.
 _FEATURE_REGISTERS = 256
-# Loads by pointer take more than descriptors.
+# Of AMD's 512 registers those that a thread lacks where two warps share a quarter of the file.
+_HALF_OF_AMD = 256
+# Sums of values beyond the first take more than their own registers on AMD, which copies what is multiplied.
+_MORE_SUMS: dict[Family, float] = {"mfma": 0.7}
+# Loads by pointer take more than descriptors, those of rows that begin anywhere more than whole vectors.
 _POINTER_REGISTERS = 35
+_ODD_REGISTERS = 10
 # 8-bit floats are loaded one by one, and the queries of a warp group stay in registers as float16.
 _EIGHT_BIT_REGISTERS = 45
 PLAIN = Extra()
@@ -83,11 +90,16 @@ def configs(
     """
     family = _family(target, dtype)
     found = _seeds(kind, target, dtype, head_dim, value_dim)
+    # The lists of wide heads were read off such.
+    odd = max(head_dim, value_dim) <= 128 and not _whole(dtype, head_dim, value_dim)
 
     def fits(config: Config) -> bool:
-        shared = shared_estimate(kind, config, target, dtype, head_dim, value_dim)
+        shared = shared_estimate(kind, config, target, dtype, head_dim, value_dim, extra)
         pointers = target.descriptors and not config.descriptors
+        pointers |= family == "mma" and kind != "forward" and odd
         room = _TILE_REGISTERS[family][_KINDS.index(kind)] - (_POINTER_REGISTERS if pointers else 0)
+        room -= _ODD_REGISTERS if odd and target.descriptors else 0
+        room -= _HALF_OF_AMD if not target.is_nvidia and config.num_warps > 4 else 0
         tiles = _tile_registers(kind, config, target, (head_dim, value_dim), extra, family)
         if dtype in EIGHT_BITS:
             queries = config.block_m * padded_dim(head_dim) / (64 * config.num_warps)
@@ -103,9 +115,15 @@ def configs(
         return shared <= target.shared_per_block and (family == "fma" or tiles <= room)
 
     last = found[-1]
-    if shared_estimate(kind, last, target, dtype, head_dim, value_dim) > target.shared_per_block:
+    taken = shared_estimate(kind, last, target, dtype, head_dim, value_dim, extra)
+    if taken > target.shared_per_block:
         last = _halved(kind, last)
-    return (*(config for config in found[:-1] if fits(config)), last)
+    sure = (config for config in found[:-1] if fits(config))
+    # The estimate of registers does not tell in which formulas the last of this list spills: a few of float16.
+    wide = family == "mma" and 64 < max(map(padded_dim, (head_dim, value_dim))) <= 128
+    if kind == "forward" and wide and dtype not in EIGHT_BITS:
+        return (*sure, last, replace(last, block_m=last.block_m // 2))
+    return (*sure, last)
 
 
 def candidates(
@@ -116,7 +134,8 @@ def candidates(
     others = (
         c
         for c in _seeds(kind, target, dtype, head_dim, value_dim)
-        if shared_estimate(kind, c, target, dtype, head_dim, value_dim) <= target.shared_per_block
+        if shared_estimate(kind, c, target, dtype, head_dim, value_dim, extra)
+        <= target.shared_per_block
     )
     return tuple(dict.fromkeys((*sure, *others)))
 
@@ -146,13 +165,19 @@ def head_width(head_dim: int, dtype: str) -> int:
 
 
 def shared_estimate(
-    kind: Kind, config: Config, target: Target, dtype: str, head_dim: int, value_dim: int
+    kind: Kind,
+    config: Config,
+    target: Target,
+    dtype: str,
+    head_dim: int,
+    value_dim: int,
+    extra: Extra = PLAIN,
 ) -> int:
     """Bytes of shared memory a block takes, at most: resident tiles, those in flight, score tiles to multiply again.
 
     Exact within a KiB for most shapes. Where tensor cores read their operands from shared memory one tile more is in
-    flight than elsewhere. AMD keeps what is resident in registers and passes it through
-    memory once; rows of features that are worked on pass as float32 there, which is not counted.
+    flight than elsewhere. AMD keeps what is resident in registers and passes it through memory once: as float32 rows
+    of features that meet those of a tensor, and results that it cannot store a few at a time.
     """
     d, v = padded_dim(head_dim), padded_dim(value_dim)
     m, n, stages = config.block_m, config.block_n, config.num_stages
@@ -170,7 +195,9 @@ def shared_estimate(
     streamed = walked * (d + v)
     if family in ("mfma", "mfma_float32"):
         elements = max(max(m, n) * max(d, v), (stages - 1) * streamed + m * n)
-        return _ELEMENT_BYTES[dtype] * elements
+        worked = extra.loaded and kind != "columns"
+        rows = 4 * m * v if worked or (kind == "forward" and value_dim % 4) else 0
+        return max(_ELEMENT_BYTES[dtype] * elements, rows)
     if family in ("wgmma", "tcgen05"):
         # A row of a score tile takes at least 128 bytes; Blackwell's tiles have 128 rows.
         tile = max(owned, 128 if family == "tcgen05" else 0) * max(walked, 64)
@@ -209,9 +236,7 @@ def _seeds(kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int
     if dtype in EIGHT_BITS:
         table = table | FORWARD_EIGHT_BITS.get(family, {})
     seeds = table[min(limit for limit in table if limit >= min(side, 512))]
-    # The accelerator wants rows whose bytes 16 divides.
-    whole = all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in (head_dim, value_dim))
-    descriptors = target.descriptors and whole and family != "fma"
+    descriptors = target.descriptors and _whole(dtype, head_dim, value_dim) and family != "fma"
     # Where single warps multiply, wide rows in the accelerator's order take more registers than by pointers.
     least = _WARP_GROUP_ROWS if side > 128 and dtype not in EIGHT_BITS else 0
 
@@ -219,6 +244,11 @@ def _seeds(kind: Kind, target: Target, dtype: str, head_dim: int, value_dim: int
         return descriptors and not seed[4:] and seed[kind == "columns"] >= least
 
     return [Config(*seed[:4], described(seed), *seed[4:]) for seed in seeds]
+
+
+def _whole(dtype: str, *dims: int) -> bool:
+    """Whether 16 divides the bytes of rows: the accelerator wants that, and others load fewer bytes at a time."""
+    return all(dim * _ELEMENT_BYTES[dtype] % 16 == 0 for dim in dims)
 
 
 def _halved(kind: Kind, config: Config) -> Config:
@@ -262,14 +292,15 @@ def _tile_registers(
     tile = m * n / threads
     used = _USED[family][_KINDS.index(kind)]
     taken = used * extra.across * walked * share
-    taken += (8 + 4 * extra.across) * max(config.num_stages - 2, 0)
+    taken += (8 + _STAGED.get(family, 4) * extra.across) * max(config.num_stages - 2, 0)
     pairs = _PAIRS.get(family, (1.0, 1.0, 1.0))[_KINDS.index(kind)] * extra.pairs
     pairs += _TURNED.get(family, (0.0, 0.0))[config.num_stages == 1] if extra.turned else 0.0
     pairs += _COMMON.get(family, (0.0, 0.0, 0.0))[_KINDS.index(kind)] * extra.common
     taken += (_HELD[family][_KINDS.index(kind)] * extra.tiles + pairs) * tile
     taken += _DOWN[family] * extra.down
     if kind == "forward":
-        return m * extra.accumulators * v / threads + 1.5 * tile + taken
+        sums = extra.accumulators + _MORE_SUMS.get(family, 0.0) * (extra.accumulators - 1)
+        return m * sums * v / threads + 1.5 * tile + taken
     return (m * d if kind == "rows" else n * (d + v)) / threads + 2 * tile + taken
 
 

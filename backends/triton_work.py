@@ -80,7 +80,8 @@ class Extra:
     more than once: a soft cap's tanh, which its derivative reads again, a product that is a tensor's gradient as well.
     ``pairs`` are registers that each pair takes beside them, for what is loaded from a tensor or added to one and for
     long formulas; ``down`` the vectors along the first side of a tile, of rows those beyond a few; ``features`` are
-    tiles of a block's rows by the value features, ahead of the walks of a backward or after those of a forward.
+    tiles of a block's rows by the value features, ahead of the walks of a backward or after those of a forward; some
+    of them are ``loaded`` from a tensor.
     ``common`` are the numbers of pairs that formulas and the mask read both, as a distance that is a term of the score
     and lies in a window: they wait for the products, where what only one of them reads is computed when it is needed.
     ``turned``: the kernel of the columns multiplies as that of the rows does, and turns the scores.
@@ -94,6 +95,7 @@ class Extra:
     features: float = 3
     turned: bool = False
     common: int = 0
+    loaded: bool = False
 
 
 SOFTMAX: dict[Literal["forward", "rows", "columns"], PairWork] = {
@@ -155,9 +157,10 @@ def forward_extra(kernel: Kernel) -> Extra:
         down = max(down, len(_down(roots, "q")) - _FEW_DOWN)
         common = max(common, _common(p, [p.score, *bodies]))
     finish = kernel.finish
-    features = _features([*(r.body for r in finish.reductions), finish.output])
-    features += accumulators
-    return Extra(max(accumulators, 1), across, tiles, pairs, down, features, common=common)
+    roots = [*(r.body for r in finish.reductions), finish.output]
+    features = _features(roots) + accumulators
+    kept = max(accumulators, 1), across, tiles, pairs, down, features
+    return Extra(*kept, common=common, loaded=_loads_features(roots))
 
 
 def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extra:
@@ -186,9 +189,11 @@ def backward_extra(backward: Backward, kind: Literal["rows", "columns"]) -> Extr
         down = max(down, len(_down(roots, "q")) + len(p.sums) - _FEW_DOWN)
         common = max(common, _common(p, [p.score, *bodies]))
     start = backward.start
-    features = _features([*(r.body for r in start.reductions), start.value_grad])
+    roots = [*(r.body for r in start.reductions), start.value_grad]
+    features = _features(roots)
     features += sum(_SCATTERED_FEATURE if "q" in axes_of(s.offset) else 1.5 for s in start.elements)
-    return Extra(1, across, tiles, pairs, down, features, common=common)
+    kept = across, tiles, pairs, down, features
+    return Extra(1, *kept, common=common, loaded=_loads_features(roots))
 
 
 def _shared(score: Expr, bodies: list[Expr]) -> int:
@@ -270,6 +275,11 @@ def _features(roots: list[Expr]) -> float:
             case _:
                 pass
     return found
+
+
+def _loads_features(roots: list[Expr]) -> bool:
+    """Whether formulas read a tensor's value for each feature of each row."""
+    return any(isinstance(n, Load) and {"q", "d"} <= axes_of(n) for n in walk(*roots))
 
 
 def _elements(score: Expr, bodies: list[Expr], nonpositive: frozenset[Expr]) -> PairWork:

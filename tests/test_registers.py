@@ -100,3 +100,18 @@ def test_the_last_of_each_list_alone(
     assert found == {"forward": (16, 16), "rows": (16, 16), "columns": (16, 16)}
     assert all(r.constexprs["VALUE_DIM"] == 512 and r.registers == 255 for r in asked)
     assert f"plain {target.name} rows" in capsys.readouterr().out
+
+
+def test_the_kernels_for_shared_keys_alone(
+    plain: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler = Compiler(0)
+    monkeypatch.setattr(registers, "compile_all", compiler)
+    assert registers.main([plain, "--arch", "sm_90", "--dims", "64"]) == 0
+    assert registers.main([plain, "--arch", "sm_90", "--dims", "64", "--grouped"]) == 0
+    usual, (grouped,) = compiler.rounds
+    (alone,) = [r for r in usual if r.kernel == "columns"]
+    assert alone.constexprs["ALONE"] is True
+    assert grouped.kernel == "columns"
+    assert grouped.constexprs == {**alone.constexprs, "ALONE": False}
+    assert counts(capsys.readouterr().out.rpartition("kernel")[2])["columns"] == [1, 1, 0, 0, 0]

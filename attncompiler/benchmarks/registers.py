@@ -2,8 +2,10 @@
 
 Compiles, for GPUs that need not be here, the first configuration of each kernel of each variant, and the next one
 wherever there are complaints (spills, serialised products, more memory or registers than there are) until one is clean.
-With ``--last`` it compiles the last ones alone. Prints what was complained of and counts of kernels; exits with 1 where
-a kernel has no clean configuration. Binaries are cached, so a second run takes what has changed.
+With ``--last`` it compiles the last ones alone, with ``--grouped`` the kernels of calls of which several heads of
+queries share keys, where those are others: the ones of the columns. Prints what was complained of and counts of
+kernels; exits with 1 where a kernel has no clean configuration. Binaries are cached, so a second run takes what has
+changed.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -45,10 +47,16 @@ class Found:
         return bool(self.rows) and not self.rows[-1].problems
 
 
-def kernels_of(kernels: Kernels, dtype: str, head_dim: int, value_dim: int) -> Iterator[GpuKernel]:
-    """The forward kernel of training and the two backward kernels of a variant."""
+def kernels_of(
+    kernels: Kernels, dtype: str, head_dim: int, value_dim: int, *, grouped: bool = False
+) -> Iterator[GpuKernel]:
+    """The forward kernel of training and the two backward kernels of a variant; ``grouped``: those for shared keys."""
     (wanted,) = specializations(kernels.compilation, [dtype], head_dim, value_dim)
-    yield from gpu_kernels(kernels, wanted.tensors, wanted.dims, backward=True).kernels
+    for kernel in gpu_kernels(kernels, wanted.tensors, wanted.dims, backward=True).kernels:
+        if not grouped:
+            yield kernel
+        elif kernel.kind == "columns":
+            yield replace(kernel, call=replace(kernel.call, alone=False))
 
 
 def sweep(found: Sequence[Found], jobs: int) -> None:
@@ -100,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16", help="[default: %(default)s]")
     parser.add_argument("--dims", default="64,128", help="head_dim or head_dim:value_dim, several")
     parser.add_argument("--last", action="store_true", help="the last of each list instead")
+    parser.add_argument("--grouped", action="store_true", help="kernels for shared keys instead")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args(arguments)
     variants = {
@@ -116,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = [
             Found(name, kernel, target, list(kernel.configs(target))[-1 if options.last else 0 :])
             for name, kernels in variants.items()
-            for kernel in kernels_of(kernels, dtype, *sizes)
+            for kernel in kernels_of(kernels, dtype, *sizes, grouped=options.grouped)
         ]
         sweep(found, options.jobs)
         case = f"{arch} {dtype} {dims}"

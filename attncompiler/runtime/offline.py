@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -82,7 +83,7 @@ def compile_all(
                 except Empty:
                     return
                 name = todo[index][0].language
-                result = _compile(*todo[index], versions[name], workers[name], folder)
+                result = _best(*todo[index], versions[name], workers[name], folder)
                 results[index] = result
                 each(result)
 
@@ -90,6 +91,18 @@ def compile_all(
         for done in [pool.submit(work) for _ in range(max(1, min(jobs, len(todo))))]:
             done.result()
     return [result for result in results if result is not None]
+
+
+def _best(
+    request: KernelRequest, target: Target, version: str, worker: Worker, root: Path | None
+) -> Result:
+    """As the assembler likes it, unless that spills and it does better when it is told how many registers there are."""
+    untold = _compile(replace(request, registers=0), target, version, worker, root)
+    found = replace(untold, request=request)
+    if not isinstance(found, Built) or not found.spilled or found.registers >= request.registers:
+        return found
+    told = _compile(request, target, version, worker, root)
+    return told if isinstance(told, Built) and told.spilled < found.spilled else found
 
 
 def _compile(

@@ -22,7 +22,7 @@ class KernelRequest:
     its text is the key of the cache. ``signature`` gives Triton's type of every argument (``"*bf16"``, ``"i32"``,
     ``"fp32"``) except those in ``constexprs``; ``aligned`` are the arguments that 16 divides. A function ``kernel`` of
     TileLang takes ``constexprs`` and makes the kernel, which knows the types of its arguments. ``registers`` are those
-    that a thread may use, as the assembler is told; 0 leaves it to it.
+    that a thread may use, as the assembler is told where it spills untold; 0 leaves it to it in any case.
     """
 
     source: Path
@@ -71,6 +71,11 @@ class Built:
     instructions: Mapping[str, int]
     seconds: float
     cached: bool
+
+    @property
+    def spilled(self) -> int:
+        """Bytes that a thread writes to its stack and reads from it for want of registers."""
+        return self.spill_stores + self.spill_loads
 
 
 @dataclass(frozen=True, slots=True)

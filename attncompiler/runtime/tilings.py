@@ -1,13 +1,14 @@
 """Chooses how the Triton kernels of a call are cut, from the device, the element type, the sizes and what kernels keep.
 
 Nothing is timed and nothing is compiled here. What a device refuses is passed over for the next choice, and so is what
-lacks registers and keeps numbers in memory instead, as long as there is one that does not.
+lacks registers and keeps numbers in memory instead, as long as there is one that does not. NVIDIA's assembler is told
+how many registers there are before that: untold it may spill to fit more blocks, told it may spill where it would not.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -112,7 +113,12 @@ def tilings_for(
     loaded = (q, k, v) if grad is None else (q, k, v, grad)
     descriptors = describable(*loaded) and (not shrinks or knows_descriptors())
     queries = q.shape[2] if shrinks else max((c.block_m for c in found), default=1)
-    return Tilings(list(dict.fromkeys(_fitted(c, queries, descriptors) for c in found)))
+    return choices_of((_fitted(c, queries, descriptors) for c in found), q)
+
+
+def choices_of(options: Iterable[Tiling], q: Tensor) -> Tilings:
+    """The options for a call of which these are the queries, each once."""
+    return Tilings(list(dict.fromkeys(options)), q.is_cuda and not torch.version.hip)
 
 
 def _fitted(config: Config, queries: int, descriptors: bool) -> Tiling:
@@ -202,28 +208,32 @@ class Trial:
 
 @dataclass(slots=True)
 class Tilings:
-    """The choices for one kernel of calls of one shape, best first, and what has been found out about them."""
+    """The choices for one kernel of calls of one shape, best first, and what has been found out about them.
+
+    ``tells``: after one that spills comes the same, of which the assembler is told how many registers there are.
+    """
 
     options: Sequence[Tiling]
-    _at: int = field(default=0)
-    _refused: set[int] = field(default_factory=set)
-    _spilled: dict[int, int] = field(default_factory=dict)
+    tells: bool = False
+    _chosen: Tiling | None = None
+    _refused: set[Tiling] = field(default_factory=set)
+    _spilled: dict[Tiling, int] = field(default_factory=dict)
 
     @property
     def current(self) -> Tiling:
         """What to launch: the first of those that spill the fewest bytes, none of those not yet launched."""
-        return self.options[self._at]
+        return self._chosen or self.options[0]
 
     def prefer(self, tiling: Tiling) -> None:
         """Try a choice before all others, if it is one of them."""
         if tiling in self.options and not self._refused:
             self.options = [tiling, *(t for t in self.options if t != tiling)]
             self._spilled.clear()
-            self._at = 0
+            self._chosen = None
 
     def refuse(self, tiling: Tiling) -> bool:
         """Pass over a choice that cannot run; False where no other can. Threads may refuse the same one."""
-        self._refused.add(self.options.index(tiling))
+        self._refused.add(tiling)
         if len(self._refused) == len(self.options):
             return False
         self._choose()
@@ -233,15 +243,18 @@ class Tilings:
         """Whether a choice that was launched and spills so many bytes a thread stays the one to launch."""
         if not spilled:
             return True
-        at = self.options.index(tiling)
-        if spilled > self._spilled.get(at, 0):
-            self._spilled[at] = spilled
+        told = replace(tiling, told=True)
+        if self.tells and told not in self.options:
+            at = self.options.index(tiling) + 1
+            self.options = [*self.options[:at], told, *self.options[at:]]
+        if spilled > self._spilled.get(tiling, 0):
+            self._spilled[tiling] = spilled
             self._choose()
-        return self._at == at
+        return self.current == tiling
 
     def _choose(self) -> None:
-        left = (i for i in range(len(self.options)) if i not in self._refused)
-        self._at = min(left, key=lambda i: (self._spilled.get(i, 0), i))
+        left = (t for t in self.options if t not in self._refused)
+        self._chosen = min(left, key=lambda t: self._spilled.get(t, 0))
 
 
 def first_accepted(
@@ -277,6 +290,7 @@ __all__ = [
     "Trial",
     "UnfitError",
     "choice_of",
+    "choices_of",
     "describable",
     "explain_device",
     "first_accepted",

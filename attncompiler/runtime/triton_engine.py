@@ -32,6 +32,7 @@ from attncompiler.runtime.tilings import (
     Tilings,
     Trial,
     choice_of,
+    choices_of,
     first_accepted,
     for_pointers,
     tilings,
@@ -268,9 +269,9 @@ class TritonEngine:
     ) -> _Pair:
         """The choices for the two kernels of a backward, kept for calls of the same shapes."""
         if self.tiling is not None:
-            return ("rows", Tilings([self.tiling])), ("columns", Tilings([self.tiling]))
+            return ("rows", choices_of([self.tiling], q)), ("columns", choices_of([self.tiling], q))
         if "rows" in self.fixed:
-            rows, columns = (Tilings([self.fixed[kind]]) for kind in ("rows", "columns"))
+            rows, columns = (choices_of([self.fixed[kind]], q) for kind in ("rows", "columns"))
             return ("rows", rows), ("columns", columns)
         key = (
             *(q.device, q.shape, q.stride(), q.dtype, k.shape, k.stride(), v.shape, v.stride()),
@@ -358,7 +359,7 @@ class TritonEngine:
         dims = _dims(q, v)
         return Site(
             self.sources.forward(dims, types_of),
-            Tilings([tiling])
+            choices_of([tiling], q)
             if (tiling := self.tiling or self.fixed.get("forward"))
             else tilings(
                 lambda t: self.sources.configs("forward", t, dims), q, k, v, shrinks=self._shrinks

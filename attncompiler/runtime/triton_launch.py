@@ -29,7 +29,8 @@ class Tiling:
     ``persistent``: of a forward, at most so many programs are launched, and each takes one block after the other; 0
     launches one for each block. ``apart``: of a forward of TileLang on Hopper, a warp group loads for those that
     multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes. ``chunk``
-    is that of ``Config``, of the Triton kernels of a backward.
+    is that of ``Config``, of the Triton kernels of a backward. ``told``: NVIDIA's assembler is told of all registers
+    that a block of Triton's may use.
     """
 
     block_m: int
@@ -40,6 +41,7 @@ class Tiling:
     persistent: int = 0
     apart: bool = False
     chunk: int = 0
+    told: bool = False
 
 
 class Run(Protocol):
@@ -243,15 +245,15 @@ def run_forward(
             "forward",
             module.forward[grid],
             **arguments,
-            **block_options(tiling, q),
+            **block_options(tiling),
             enable_fp_fusion=True,  # a multiply-add an element: newer compilers fuse only when asked
         )
 
 
-def block_options(tiling: Tiling, x: Tensor) -> dict[str, int]:
-    """What the compiler is told about a block of a kernel on the device of a tensor."""
+def block_options(tiling: Tiling) -> dict[str, int]:
+    """What the compiler is told about a block of a kernel."""
     found = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
-    if x.is_cuda and not torch.version.hip:
+    if tiling.told:
         found["maxnreg"] = most_registers(tiling.num_warps)
     return found
 

@@ -31,9 +31,9 @@ class Call:
 
     ``params`` gives the kind of every number, ``listed`` whether tiles come from lists, ``widen`` is that of
     ``triton_launch.widened``, ``as_float16`` that of ``run_forward``, ``trains`` says whether a forward keeps what a
-    backward reads, ``fused`` whether the second kernel of a backward adds up dq. Of TileLang's kernels ``given`` are
-    the arguments that are not in every call, ``phase`` is that of a backward, ``alone`` says whether each head of
-    queries has keys of its own.
+    backward reads, ``fused`` whether the second kernel of a backward adds up dq, ``alone`` whether each head of queries
+    has keys of its own. Of TileLang's kernels ``given`` are the arguments that are not in every call, ``phase`` is that
+    of a backward.
     """
 
     dtype: str
@@ -66,7 +66,7 @@ def request(source: Path, kernel: Kernel, call: Call, config: Config) -> KernelR
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "CHUNK": config.chunk, "LISTED": call.listed,
         "DESCRIPTORS": config.descriptors, "POSITIVE": True,
         "PRECISION": "ieee", "WIDEN": call.widen, "AS_FLOAT16": call.as_float16,
-        "LONG": False, "REVERSED": True, "PHASE": 2, "FUSED": call.fused, "PERSISTENT": False, "ALONE": True,
+        "LONG": False, "REVERSED": True, "PHASE": 2, "FUSED": call.fused, "PERSISTENT": False, "ALONE": call.alone,
         "TRANSPOSED": False, "EXACT": True,
     }  # fmt: skip
     # Rows of heads whose bytes 16 divides begin where vectors can be loaded.

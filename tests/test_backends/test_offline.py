@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from attncompiler.backends.gpu_targets import target_of
+from attncompiler.backends.gpu_targets import Target, target_of
+from attncompiler.runtime import offline
 from attncompiler.runtime.errors import CacheError
 from attncompiler.runtime.gpu_binary import amd_resources, nvidia_resources
 from attncompiler.runtime.offline import Built, Failed, KernelRequest, compile_offline
@@ -63,14 +64,50 @@ def test_a_binary_for_a_gpu_that_is_not_here(
     assert problems(result, result.target) == ()
 
 
-def test_the_assembler_is_told_how_many_registers_there_are(tmp_path: Path) -> None:
-    plain, told = compile_offline(
-        [DOUBLE, dataclasses.replace(DOUBLE, registers=96)], target_of("sm_90"), folder=tmp_path
-    )
-    assert isinstance(plain, Built)
-    assert isinstance(told, Built)
-    assert ".maxnreg 96" in told.text.read_text()
-    assert ".maxnreg" not in plain.text.read_text()
+def test_the_assembler_is_told_of_registers_only_where_it_spills(tmp_path: Path) -> None:
+    request = dataclasses.replace(DOUBLE, registers=96)
+    (found,) = compile_offline([request], target_of("sm_90"), folder=tmp_path)
+    assert isinstance(found, Built)
+    assert ".maxnreg" not in found.text.read_text()
+    assert found.request == request
+
+
+@pytest.mark.parametrize(
+    ("told", "best"), [(40, "untold"), (8, "untold"), (4, "told"), (0, "told")]
+)
+def test_of_two_kernels_that_spill_the_better_one_stays(
+    told: int, best: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spills = {0: 8, 255: told}
+    asked = []
+
+    def answer(request: KernelRequest, target: Target, *_: object) -> Built:
+        asked.append(request.registers)
+        (found,) = [f for f in made if f.request.registers == request.registers]
+        return found
+
+    (small,) = compile_offline([DOUBLE], target_of("sm_90"), folder=tmp_path)
+    assert isinstance(small, Built)
+    made = [
+        dataclasses.replace(
+            small,
+            request=dataclasses.replace(DOUBLE, registers=n),
+            registers=128,
+            spill_stores=spilled,
+        )
+        for n, spilled in spills.items()
+    ]
+    monkeypatch.setattr(offline, "_compile", answer)
+    request = dataclasses.replace(DOUBLE, registers=255)
+    (found,) = compile_offline([request], target_of("sm_90"))
+    assert isinstance(found, Built)
+    assert asked == [0, 255]
+    assert found.request == request
+    assert found.spill_stores == (told if best == "told" else 8)
+    # With all registers in use there is nothing to tell.
+    made[0] = dataclasses.replace(made[0], registers=255)
+    compile_offline([request], target_of("sm_90"))
+    assert asked == [0, 255, 0]
 
 
 def test_the_second_time_it_comes_from_the_cache(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from attncompiler.runtime.tilings import (
     Tilings,
     Trial,
     UnfitError,
+    choices_of,
     describable,
     first_accepted,
     for_pointers,
@@ -95,16 +97,34 @@ def test_few_queries_get_few_rows(queries: int, block: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "hip", "expected"), [(True, None, 255), (True, "6.4", None), (False, None, None)]
+    ("cuda", "hip", "tells"), [(True, None, True), (True, "6.4", False), (False, None, False)]
 )
 def test_only_nvidias_assembler_is_told_of_registers(
-    cuda: bool, hip: str | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+    cuda: bool, hip: str | None, tells: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And that once it spilled: an SM holds fewer blocks that use them all, and some spill only when told."""
     monkeypatch.setattr(torch.version, "hip", hip)
     tensor: Any = SimpleNamespace(is_cuda=cuda)
-    found = block_options(Tiling(64, 64, 8, 2), tensor)
-    assert found.pop("maxnreg", None) == expected
-    assert found == {"num_warps": 8, "num_stages": 2}
+    options = choices_of([LARGE, SMALL], tensor)
+    assert block_options(options.current) == {"num_warps": 8, "num_stages": 3}
+    told = replace(LARGE, told=True)
+    assert attempts(options, {LARGE: 8, told: 0, SMALL: 0}) == [LARGE, told if tells else SMALL]
+    assert block_options(told) == {"num_warps": 8, "num_stages": 3, "maxnreg": 255}
+
+
+def test_a_choice_that_spills_when_told_as_well_is_passed_over() -> None:
+    told = replace(LARGE, told=True)
+    options = Tilings([LARGE, SMALL], tells=True)
+    assert attempts(options, {LARGE: 8, told: 40, SMALL: 0}) == [LARGE, told, SMALL]
+    assert attempts(options, {SMALL: 0}) == [SMALL]
+    options = Tilings([LARGE], tells=True)
+    assert attempts(options, {LARGE: 8, told: 40}) == [LARGE, told, LARGE]
+    assert attempts(options, {LARGE: 8}) == [LARGE]
+    # What a smaller one spills decides between the two as between any.
+    small = replace(SMALL, told=True)
+    options = Tilings([LARGE, SMALL], tells=True)
+    spills: dict[Tiling, int | None] = {LARGE: 12, told: 8, SMALL: None}
+    assert attempts(options, spills | {small: None})[-1] == told
 
 
 def test_offline_kernels_are_compiled_as_a_launch_would() -> None:

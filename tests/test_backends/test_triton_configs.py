@@ -123,6 +123,12 @@ def test_what_a_kernel_keeps_leaves_smaller_tiles(name: str, kind: Kind) -> None
     assert configs(kind, target_of(name), "bfloat16", 128, 128, Extra(pairs=14))[0] != plain
 
 
+def test_a_forward_that_spills_in_the_smallest_tile_that_suits_others_has_a_smaller_one() -> None:
+    """Three sums of float16 values, which are multiplied as tf32: 32 bytes a thread."""
+    found = configs("forward", target_of("sm_80"), "float16", 128, 128, Extra(3, 5.0, pairs=2.0))
+    assert [(c.block_m, c.block_n, c.num_warps) for c in found] == [(64, 32, 8), (32, 32, 8)]
+
+
 def test_vectors_of_keys_leave_smaller_tiles() -> None:
     # Packed documents: a 64-bit integer a key spilled 550 bytes of the tile that suits a causal softmax.
     for name, dim in (("sm_90", 64), ("sm_90", 128), ("sm_100", 64), ("sm_80", 128)):
@@ -176,6 +182,49 @@ def test_sums_of_narrow_heads_are_wider_than_high_where_others_are_wide() -> Non
     assert summed_width(512, "columns", 32, chunk=64) == 512
     assert summed_width(16, "columns", 32, chunk=0) == 16
     assert summed_width(16, "rows", 32, chunk=64) == 16
+
+
+@pytest.mark.parametrize("kind", ["forward", "rows"])
+def test_rows_that_meet_a_tensors_pass_through_amds_memory_as_float32(kind: Kind) -> None:
+    """A gate took 64 KiB where 32 were expected, and at 512 features more than a block may have."""
+    target, config = target_of("gfx942"), Config(128, 64, 4, 1)
+    plain, gated = (
+        shared_estimate(kind, config, target, "bfloat16", 128, 128, Extra(loaded=x))
+        for x in (False, True)
+    )
+    assert (plain, gated) == (32768, 65536)
+    assert (
+        shared_estimate("columns", config, target, "bfloat16", 128, 128, Extra(loaded=True))
+        == plain
+    )
+    for dim in (256, 512):
+        for config in configs(kind, target, "bfloat16", dim, dim, Extra(loaded=True)):
+            assert 4 * config.block_m * dim <= target.shared_per_block
+
+
+def test_results_of_odd_rows_pass_through_amds_memory_as_float32() -> None:
+    target, config = target_of("gfx942"), Config(16, 16, 4, 1)
+    whole, odd = (shared_estimate("forward", config, target, "bfloat16", d, d) for d in (300, 257))
+    assert (whole, odd) == (16384, 32768)
+
+
+def test_eight_warps_of_amd_have_half_the_registers() -> None:
+    """Where four warps lacked 38 registers, eight lacked 466."""
+    target = target_of("gfx942")
+    for extra in (Extra(pairs=5), Extra(accumulators=3), Extra()):
+        found = configs("forward", target, "bfloat16", 128, 128, extra)
+        eight = [c for c in found if c.num_warps > 4]
+        assert bool(eight) == (extra == Extra())
+
+
+def test_rows_that_begin_anywhere_leave_smaller_tiles_of_a_backward() -> None:
+    """Their features are loaded one by one: 65 of them spilled 84 bytes beside the tiles that suit 64."""
+    extras: dict[Kind, Extra] = {"rows": Extra(tiles=5), "columns": Extra(across=4, tiles=7)}
+    for kind, extra in extras.items():
+        odd, even = (
+            configs(kind, target_of("sm_80"), "bfloat16", d, d, extra)[0] for d in (65, 72)
+        )
+        assert odd.block_m * odd.block_n < even.block_m * even.block_n
 
 
 def test_padding() -> None:

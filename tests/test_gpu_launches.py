@@ -73,23 +73,26 @@ def test_lists_of_tiles_are_made_once_for_each_stream(
     assert all(found == {8} for found in streams.values())
 
 
-def test_blocks_have_the_threads_and_registers_of_the_architecture(
+def test_blocks_have_the_threads_of_the_architecture(
     found: dict[str, dict[str, Launches]], arch: str
 ) -> None:
     launches = [x for step in found["training"].values() for x in step if x["kernel"] != "plan"]
     lanes = 32 if arch.startswith("sm_") else 64
     for launch in launches:
         assert launch["threads"] == launch["warps"] * lanes
-        if arch.startswith("sm_"):
-            assert launch["registers"] * launch["threads"] <= 65536
-        else:
-            assert launch["registers"] is None
+        assert launch["registers"] is None  # nothing spills
 
 
-def test_tiles_that_spill_are_passed_over(found: dict[str, dict[str, Launches]]) -> None:
+def test_tiles_that_spill_are_passed_over(found: dict[str, dict[str, Launches]], arch: str) -> None:
     tried, kept = found["choosing"]["tried"], found["choosing"]["kept"]
     assert [x["warps"] > 4 for x in tried] == [True] * (len(tried) - 1) + [False]
     assert kept == tried[-1:]
+    *spilled, last = [x["registers"] for x in tried]
+    assert last is None
+    # NVIDIA's assembler is told of all 65536 registers before other tiles are tried.
+    assert spilled == (
+        [None, 255] * (len(spilled) // 2) if arch == "sm_90" else [None] * len(spilled)
+    )
 
 
 def test_tiles_that_a_device_has_no_room_for_are_never_launched(

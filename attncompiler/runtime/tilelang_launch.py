@@ -131,6 +131,7 @@ class Launch:
         check_grid(heads=q.shape[1], batch=q.shape[0])
         tma = bool(found["DESCRIPTORS"])
         found["together"] = found["H"] // max(found["G"], 1)
+        found.setdefault("raster", 1)
         constants = self._chosen(found, q)
         key = q.device, tma, *constants.values()
         kernel = self._kernels.get(key)

@@ -29,6 +29,7 @@ from attncompiler.runtime.triton_launch import (
     captured_arguments,
     is_long,
     numbers,
+    of_tilelang,
     on_device,
     precision_of,
     programs,
@@ -236,7 +237,7 @@ def _tiled(tiling: Tiling, lists: TileLists | None, q: Tensor) -> dict[str, Any]
         **(NO_LISTS if lists is None else lists.arguments()),
         "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n, "CHUNK": tiling.chunk,
         "LISTED": lists is not None, "DESCRIPTORS": tiling.descriptors,
-        **block_options(tiling, q),
+        **block_options(tiling, q), **of_tilelang(tiling),
     }  # fmt: skip
 
 

@@ -28,8 +28,9 @@ class Tiling:
 
     ``persistent``: of a forward, at most so many programs are launched, and each takes one block after the other; 0
     launches one for each block. ``apart``: of a forward of TileLang on Hopper, a warp group loads for those that
-    multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes. ``chunk``
-    is that of ``Config``, of the Triton kernels of a backward.
+    multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes. ``chunk``,
+    ``raster`` and ``held`` are those of ``Config``: the first of the Triton kernels of a backward, the others of
+    TileLang's kernels.
     """
 
     block_m: int
@@ -40,6 +41,8 @@ class Tiling:
     persistent: int = 0
     apart: bool = False
     chunk: int = 0
+    raster: int = 1
+    held: bool = False
 
 
 class Run(Protocol):
@@ -238,6 +241,7 @@ def run_forward(
         grid = (min(tiling.persistent, *grid),)
     if tiling.apart:
         arguments["APART"] = True
+    arguments |= of_tilelang(tiling)
     with on_device(q, workspace=tiling.descriptors):
         run(
             "forward",
@@ -246,6 +250,12 @@ def run_forward(
             **block_options(tiling, q),
             enable_fp_fusion=True,  # a multiply-add an element: newer compilers fuse only when asked
         )
+
+
+def of_tilelang(tiling: Tiling) -> dict[str, Any]:
+    """The options that no kernel of Triton has, where a tiling asks for them: Triton refuses arguments it does not know."""
+    found: dict[str, Any] = {} if tiling.raster == 1 else {"raster": tiling.raster}
+    return found | {"HELD": True} if tiling.held else found
 
 
 def block_options(tiling: Tiling, x: Tensor) -> dict[str, int]:

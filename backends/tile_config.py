@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["forward", "rows", "columns"]
@@ -31,6 +31,16 @@ class Config:
     apart: bool = False
     raster: int = 1
     held: bool = False
+
+    @property
+    def alike(self) -> Config:
+        """The configuration whose kernel this one runs: blocks come in any order."""
+        return replace(self, raster=1)
+
+    @property
+    def usual(self) -> Config:
+        """The one without what only tuning chooses."""
+        return replace(self, apart=False, raster=1, held=False)
 
 
 def most_registers(num_warps: int) -> int:

@@ -22,7 +22,8 @@ def tilelang_request(
     source: Path, kernel: Kind, call: Call, config: Config, target: Target
 ) -> KernelRequest:
     """One kernel of a file for one call, configuration and target."""
-    taken = read_file(source.read_text(encoding="utf-8")).kernels[kernel]
+    name = "groups" if config.apart else kernel
+    taken = read_file(source.read_text(encoding="utf-8")).kernels[name]
     hopper = target.name == "sm_90"
     registers = HOPPER_REGISTERS.get(config.num_warps // 4, 0) if config.descriptors else 0
     # Without TMA no warp group loads for the others.
@@ -34,12 +35,12 @@ def tilelang_request(
         "THREADS": config.num_warps * target.warp_size, "LISTED": call.listed, "POSITIVE": True,
         "WIDEN": call.dtype == "float16",
         "LONG": False, "SERIAL": False, "PHASE": call.phase, "FUSED": call.fused, "ALONE": call.alone,
-        "REGISTERS": registers if hopper else 0,
+        "REGISTERS": registers if hopper else 0, "HELD": config.held,
         "GIVEN": tuple(name for name in taken.order if _given(name, call)),
     }  # fmt: skip
     constants = {name: known[name] for name in taken.constants}
     return KernelRequest(
-        source, kernel, {}, constants, num_warps=config.num_warps, num_stages=config.num_stages,
+        source, name, {}, constants, num_warps=config.num_warps, num_stages=config.num_stages,
         language="tilelang",
     )  # fmt: skip
 

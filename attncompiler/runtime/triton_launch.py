@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.tile_config import Kind, most_registers
+from attncompiler.errors import InternalError
 from attncompiler.runtime.errors import LimitError
 
 # A tensor whose last element is further away than this is addressed by 64-bit offsets.
@@ -239,9 +240,7 @@ def run_forward(
     grid = programs(-(-queries // tiling.block_m), heads, batch)
     if tiling.persistent:
         grid = (min(tiling.persistent, *grid),)
-    if tiling.apart:
-        arguments["APART"] = True
-    arguments |= of_tilelang(tiling)
+    arguments |= of_tilelang(tiling, module)
     with on_device(q, workspace=tiling.descriptors):
         run(
             "forward",
@@ -252,10 +251,15 @@ def run_forward(
         )
 
 
-def of_tilelang(tiling: Tiling) -> dict[str, Any]:
-    """The options that no kernel of Triton has, where a tiling asks for them: Triton refuses arguments it does not know."""
-    found: dict[str, Any] = {} if tiling.raster == 1 else {"raster": tiling.raster}
-    return found | {"HELD": True} if tiling.held else found
+def of_tilelang(tiling: Tiling, module: ModuleType) -> dict[str, Any]:
+    """What a tiling asks for that only TileLang's kernels have. Raises InternalError where it asks Triton's."""
+    asked = {"APART": tiling.apart, "HELD": tiling.held}
+    found: dict[str, Any] = {name: True for name, wanted in asked.items() if wanted}
+    if tiling.raster != 1:
+        found["raster"] = tiling.raster
+    if found and not getattr(module, "TILELANG", False):
+        raise InternalError("triton launch", f"no kernel of Triton knows {', '.join(found)}")
+    return found
 
 
 def block_options(tiling: Tiling, x: Tensor) -> dict[str, int]:

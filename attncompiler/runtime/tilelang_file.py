@@ -38,7 +38,8 @@ class TilelangFile:
 
     def apart(self, dtype: str) -> bool:
         """Whether it has the forward's other schedule, for inputs of a type: it multiplies weights in 16 bits."""
-        return "groups" in self.kernels and not (dtype == "float16" and self.widens)
+        holds = dtype == "bfloat16" or (dtype == "float16" and not self.widens)
+        return "groups" in self.kernels and holds
 
 
 def read_file(source: str) -> TilelangFile:

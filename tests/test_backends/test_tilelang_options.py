@@ -54,6 +54,7 @@ def test_what_tuning_tries(target: Target, kind: Kind, dim: int) -> None:
     [
         ("alibi", "bfloat16", True),
         ("alibi", "float16", True),
+        ("alibi", "float32", False),  # weights have 16 bits there
         ("signed_linear", "bfloat16", True),
         ("signed_linear", "float16", False),  # it may not hold some weights
         ("scalable_softmax", "bfloat16", False),  # a walk that counts keys reads no scores

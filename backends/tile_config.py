@@ -18,8 +18,7 @@ class Config:
 
     The others are TileLang's. ``apart`` is the forward's schedule with a warp group that loads for those that multiply.
     ``raster`` is the order of blocks: heads stand in sections of so many, whose blocks take turns; 1 begins a head when
-    the one before it has no block left. ``held``: the rows that a block keeps are operands from registers, not from
-    shared memory.
+    the one before it has no block left. ``held``: queries are operands from registers, not from shared memory.
     """
 
     block_m: int

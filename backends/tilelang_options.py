@@ -24,7 +24,8 @@ def options(
 ) -> tuple[Config, ...]:
     """The other ways for the configurations ``plain`` of a target, the best guess first.
 
-    ``apart``: the file has the forward's other schedule, and it holds for the inputs' type.
+    ``apart``: the file has the forward's other schedule, and it holds for the inputs' type. Queries in registers are
+    not for Hopper: its matrix instructions are handed them from local memory.
     """
     first = plain[0]
     found = _rasters(first)

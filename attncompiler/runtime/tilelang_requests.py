@@ -35,7 +35,7 @@ def tilelang_request(
         "THREADS": config.num_warps * target.warp_size, "LISTED": call.listed, "POSITIVE": True,
         "WIDEN": call.dtype == "float16",
         "LONG": False, "SERIAL": False, "PHASE": call.phase, "FUSED": call.fused, "ALONE": call.alone,
-        "REGISTERS": registers if hopper else 0, "HELD": config.held,
+        "REGISTERS": registers if hopper else 0,
         "GIVEN": tuple(name for name in taken.order if _given(name, call)),
     }  # fmt: skip
     constants = {name: known[name] for name in taken.constants}

@@ -128,7 +128,6 @@ def _fitted(config: Config, queries: int, descriptors: bool) -> Tiling:
         apart=config.apart and descriptors,
         chunk=config.chunk,
         raster=config.raster,
-        held=config.held,
     )
 
 

@@ -18,7 +18,7 @@ class Config:
 
     The others are TileLang's. ``apart`` is the forward's schedule with a warp group that loads for those that multiply.
     ``raster`` is the order of blocks: heads stand in sections of so many, whose blocks take turns; 1 begins a head when
-    the one before it has no block left.
+    the one before it has no block left. ``held``: queries are operands from registers, not from shared memory.
     """
 
     block_m: int
@@ -29,6 +29,7 @@ class Config:
     chunk: int = 0
     apart: bool = False
     raster: int = 1
+    held: bool = False
 
     @property
     def alike(self) -> Config:
@@ -38,7 +39,7 @@ class Config:
     @property
     def usual(self) -> Config:
         """The one without what only tuning chooses."""
-        return replace(self, apart=False, raster=1)
+        return replace(self, apart=False, raster=1, held=False)
 
 
 def most_registers(num_warps: int) -> int:

@@ -1,7 +1,7 @@
 """Turns the tile shapes of a TileLang kernel into the other ways to run it that tuning tries beside them.
 
 Which of them is faster shows on a device only, so nothing here is tried without timing: the order of blocks, which
-decides what lies in the L2 cache and which rows are left for the end, and warp groups apart.
+decides what lies in the L2 cache and which rows are left for the end; where operands lie; warp groups apart.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ def options(
 ) -> tuple[Config, ...]:
     """The other ways for the configurations ``plain`` of a target, the best guess first.
 
-    ``apart``: the file has the forward's other schedule, and it holds for the inputs' type.
+    ``apart``: the file has the forward's other schedule, and it holds for the inputs' type. Queries in registers
+    are for the instructions of ``mma`` alone: those of Hopper read tiles where TMA puts them.
     """
     first = plain[0]
     found = _rasters(first)
+    if kind == "forward" and family_of(target) == "mma":
+        found.append(replace(first, held=True))
     if apart and kind == "forward" and family_of(target) == "wgmma":
         fitting = [
             replace(c, apart=True) for c in plain if c.descriptors and c.num_warps in _GROUPS

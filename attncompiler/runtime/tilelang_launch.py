@@ -135,6 +135,8 @@ class Launch:
         found.setdefault("raster", 1)
         if found.get("PERSISTENT") or found.get("CHUNK"):
             raise UnfitError from RuntimeError("only kernels of Triton are persistent or chunked")
+        if "HELD" not in self._constants and found.get("HELD"):
+            raise UnfitError from RuntimeError(f"the kernel {self.name} holds no rows in registers")
         constants = self._chosen(found, q)
         key = q.device, tma, *constants.values()
         kernel = self._kernels.get(key)
@@ -185,6 +187,7 @@ class Launch:
             "STAGES": stages, "THREADS": found["num_warps"] * warp_of(q.device),
             "WIDEN": q.dtype == torch.float16, "SERIAL": not on_gpu(q.device),
             "REGISTERS": hopper if found["DESCRIPTORS"] else 0,
+            "HELD": bool(found.get("HELD")),
             "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
         }  # fmt: skip
         return {name: known[name] for name in self._constants}

@@ -128,6 +128,7 @@ def _fitted(config: Config, queries: int, descriptors: bool) -> Tiling:
         apart=config.apart and descriptors,
         chunk=config.chunk,
         raster=config.raster,
+        held=config.held,
     )
 
 

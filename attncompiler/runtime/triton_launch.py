@@ -29,8 +29,9 @@ class Tiling:
 
     ``persistent``: of a forward, at most so many programs are launched, and each takes one block after the other; 0
     launches one for each block. ``apart``: of a forward of TileLang on Hopper, a warp group loads for those that
-    multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes. ``chunk``
-    and ``raster`` are those of ``Config``: of the Triton kernels of a backward, and of TileLang's kernels.
+    multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes. ``chunk``,
+    ``raster`` and ``held`` are those of ``Config``: the first of the Triton kernels of a backward, the others of
+    TileLang's kernels.
     """
 
     block_m: int
@@ -42,6 +43,7 @@ class Tiling:
     apart: bool = False
     chunk: int = 0
     raster: int = 1
+    held: bool = False
 
 
 class Run(Protocol):
@@ -251,7 +253,8 @@ def run_forward(
 
 def of_tilelang(tiling: Tiling, module: ModuleType) -> dict[str, Any]:
     """What a tiling asks for that only TileLang's kernels have. Raises InternalError where it asks Triton's."""
-    found: dict[str, Any] = {"APART": True} if tiling.apart else {}
+    asked = {"APART": tiling.apart, "HELD": tiling.held}
+    found: dict[str, Any] = {name: True for name, wanted in asked.items() if wanted}
     if tiling.raster != 1:
         found["raster"] = tiling.raster
     if found and not getattr(module, "TILELANG", False):

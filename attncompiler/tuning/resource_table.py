@@ -68,6 +68,7 @@ class ResourceRow:
             "descriptors": config.descriptors,
             "chunk": config.chunk,
             "apart": config.apart,
+            "held": config.held,
             "chosen": self.chosen,
             "problems": list(self.problems),
         }
@@ -108,6 +109,7 @@ def _cells(row: ResourceRow) -> tuple[str, ...]:
     loads += f" by {config.chunk}" if config.chunk else ""
     block = f"{config.block_m}x{config.block_n}{loads}"
     block += " apart" if config.apart else ""
+    block += " held" if config.held else ""
     start = (target.name, row.kind, request.language, block)
     reasons = row.problems
     verdict = f"dropped: {'; '.join(reasons)}" if reasons else "chosen" if row.chosen else "ok"

@@ -46,6 +46,7 @@ def test_what_tuning_tries(target: Target, kind: Kind, dim: int) -> None:
     hopper = target == HOPPER
     assert any(c.apart for c in found) == (hopper and kind == "forward" and dim != 75)
     assert all(c.descriptors for c in found if c.apart)
+    assert any(c.held for c in found) == (target.is_nvidia and not hopper and kind == "forward")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,7 @@ def test_which_forwards_may_have_warp_groups_apart(name: str, dtype: str, offere
     for config in candidates:
         asked = forward.request(HOPPER, config)
         assert asked.kernel == ("groups" if config.apart else "forward")
+        assert asked.constexprs.get("HELD", False) == config.held
 
 
 def test_without_timing_the_options_come_last() -> None:
@@ -86,19 +88,20 @@ def test_without_timing_the_options_come_last() -> None:
 
 def test_options_reach_a_call() -> None:
     base = Config(128, 64, 8, 2, descriptors=True)
-    listed = [base, replace(base, raster=4), replace(base, apart=True)]
+    listed = [base, replace(base, raster=4), replace(base, held=True), replace(base, apart=True)]
     x = torch.empty(1, 2, 70, 64, dtype=torch.bfloat16, device="meta")
     usual = Tiling(128, 64, 8, 2, descriptors=True)
     wanted = [
         usual,
         replace(usual, raster=4),
+        replace(usual, held=True),
         replace(usual, apart=True),
     ]
     assert tilings_for(listed, x, x, x, shrinks=False).options == wanted
     # TMA cannot load rows that begin anywhere, and warp groups apart have nothing else.
     loose = torch.empty(1, 2, 70, 65, dtype=torch.bfloat16, device="meta")[..., :64]
     assert tilings_for(listed, loose, loose, loose, shrinks=False).options == [
-        replace(t, descriptors=False) for t in wanted[:2]
+        replace(t, descriptors=False) for t in wanted[:3]
     ]
     odd = torch.empty(9, dtype=torch.bfloat16)[1:]
     assert for_pointers(wanted[1], odd) == replace(wanted[1], descriptors=False)
@@ -107,7 +110,7 @@ def test_options_reach_a_call() -> None:
 def test_kernels_of_triton_refuse_them() -> None:
     triton = ModuleType("triton_file")
     assert of_tilelang(Tiling(64, 64, 4, 2), triton) == {}
-    for asked in ({"raster": 2}, {"apart": True}):
+    for asked in ({"raster": 2}, {"held": True}, {"apart": True}):
         with pytest.raises(InternalError, match="no kernel of Triton knows"):
             of_tilelang(replace(Tiling(64, 64, 4, 2), **asked), triton)
 

@@ -1,4 +1,4 @@
-"""What only tuning chooses of TileLang's kernels: the order of blocks, warp groups apart."""
+"""What only tuning chooses of TileLang's kernels, the order of blocks and where operands lie: no number differs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from attncompiler.backends.gpu_targets import target_of
 from attncompiler.backends.gpu_templates import _environment
 from attncompiler.backends.tile_config import Config
+from attncompiler.cases import Case
 from attncompiler.check import Checker
 from attncompiler.compiler import compile as compile_variant
 from attncompiler.dsl import Variant, causal
@@ -26,9 +27,12 @@ from attncompiler.runtime.tilings import Tilings, UnfitError
 from attncompiler.runtime.triton_launch import Tiling
 from attncompiler.timing import Timing
 from attncompiler.tuning import records, tuner
+from tests.gradients import describe
 from tests.triton_calls import engine_of
 
 USUAL = Tiling(64, 64, 4, 2)
+# Three heads at a time, of four of queries and of two of keys: the last section is shorter, and there is but one.
+CALL = Case(B=2, H=2, G=1, M=130, N=131, D=16, Dv=16, q_start=1, layout="swapped", seed=1)
 _ORDER = """
 import tilelang.language as T
 
@@ -84,10 +88,24 @@ def past() -> Checker:
 
 
 @pytest.mark.parametrize(
+    "tiling", [replace(USUAL, raster=3), replace(USUAL, held=True)], ids=["raster", "held"]
+)
+def test_options_change_no_number(past: Checker, tiling: Tiling) -> None:
+    backward = replace(tiling, held=False)
+    engine = engine_of(past.operator)
+    engine.fixed = {"forward": tiling, "rows": backward, "columns": backward}
+    engine.forget()
+    outcome = past.run(CALL)
+    assert outcome.passed, outcome.describe()
+    assert not describe(past.gradients(CALL))
+
+
+@pytest.mark.parametrize(
     ("kind", "asked", "why"),
     [
         ("forward", {"PERSISTENT": True}, "only kernels of Triton are persistent or chunked"),
         ("rows", {"CHUNK": 64}, "only kernels of Triton are persistent or chunked"),
+        ("columns", {"HELD": True}, "the kernel columns holds no rows in registers"),
     ],
 )
 def test_what_a_kernel_cannot(past: Checker, kind: str, asked: dict[str, Any], why: str) -> None:

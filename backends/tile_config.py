@@ -1,8 +1,8 @@
-"""How a Triton kernel is cut, as plain data: what the compiler's lists, a package's manifest and launches share."""
+"""How a GPU kernel is cut, as plain data: what the compiler's lists, a package's manifest and launches share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["forward", "rows", "columns"]
@@ -15,6 +15,10 @@ class Config:
     ``num_stages`` is how many tiles are in flight, ``descriptors`` whether whole tiles are loaded by the tensor
     memory accelerator instead of by pointers. ``chunk``: the kernels of a backward multiply rows of wide heads so many
     features at a time, both sides from memory, and keep no rows between tiles; 0 keeps whole rows.
+
+    The others are TileLang's. ``apart`` is the forward's schedule with a warp group that loads for those that multiply.
+    ``raster`` is the order of blocks: heads stand in sections of so many, whose blocks take turns; 1 begins a head when
+    the one before it has no block left. ``held``: queries are operands from registers, not from shared memory.
     """
 
     block_m: int
@@ -23,6 +27,19 @@ class Config:
     num_stages: int
     descriptors: bool = False
     chunk: int = 0
+    apart: bool = False
+    raster: int = 1
+    held: bool = False
+
+    @property
+    def alike(self) -> Config:
+        """The configuration whose kernel this one runs: blocks come in any order."""
+        return replace(self, raster=1)
+
+    @property
+    def usual(self) -> Config:
+        """The one without what only tuning chooses."""
+        return replace(self, apart=False, raster=1, held=False)
 
 
 def most_registers(num_warps: int) -> int:

@@ -33,10 +33,13 @@ def use_tiles(
     *,
     persistent: int = 0,
     chunk: int = 0,
+    raster: int = 1,
 ) -> None:
     """Every later call has tiles of so many queries and keys, and backwards multiply ``chunk`` features at a time."""
     engine = engine_of(op, device)
-    engine.tiling = Tiling(block_m, block_n, 4, 2, persistent=persistent, chunk=chunk)
+    engine.tiling = Tiling(
+        block_m, block_n, 4, 2, persistent=persistent, chunk=chunk, raster=raster
+    )
     engine._sites.clear()
 
 

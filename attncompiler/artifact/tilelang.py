@@ -105,7 +105,12 @@ def carry(
             )
         binary = _filed(_stem(task, entry), result, files)
         constants = dict(task.request.constexprs)
-        place = {"arch": task.target.name, "kernel": task.kind, **binary, "constants": constants}
+        place = {
+            "arch": task.target.name,
+            "kernel": task.request.kernel,
+            **binary,
+            "constants": constants,
+        }
         listed.setdefault(task.entry, []).append(place)
         table.append({"source": entry["file"], **place, **_resources(result)})
     made = [

@@ -162,7 +162,7 @@ def preferring(kernels: Sequence[PackagedKernel], built: GpuBuild) -> list[Packa
     bad: dict[tuple[object, ...], set[Config]] = {}
     for row in built.rows:
         if row.problems:
-            case = row.result.target.name, row.result.request.kernel, row.dtype
+            case = row.result.target.name, row.kind, row.dtype
             bad.setdefault(case, set()).add(row.config)
 
     def lists(entry: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +184,11 @@ def preferring(kernels: Sequence[PackagedKernel], built: GpuBuild) -> list[Packa
 
 
 def _ordered(listed: list[Tiles], first: Config | None, bad: set[Config]) -> list[Tiles]:
-    *usual, last = listed
-    found = [] if first is None else [astuple(first)]
-    found += [c for c in usual if Config(*c) not in bad]
-    return list(dict.fromkeys((*found, last)))
+    configs = [Config(*c) for c in listed]
+    last = [c for c in configs if c == c.usual][-1]
+    found = [] if first is None else [first]
+    found += [c for c in configs if c == last or c.alike not in bad]
+    return [astuple(c) for c in dict.fromkeys(found)]
 
 
 def program(

@@ -11,6 +11,7 @@ from attncompiler.backends.gpu_targets import EIGHT_BITS, Target
 from attncompiler.backends.names import identifier, tensor_name
 from attncompiler.backends.tile_config import most_registers
 from attncompiler.backends.tilelang_configs import configs as tilelang_configs
+from attncompiler.backends.tilelang_options import options
 from attncompiler.backends.triton_backward_parts import folded
 from attncompiler.backends.triton_configs import Config, Kind, candidates, configs
 from attncompiler.backends.triton_work import (
@@ -24,6 +25,7 @@ from attncompiler.backends.triton_work import (
 from attncompiler.ir.program import ParamDecl
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.offline_records import KernelRequest, Language
+from attncompiler.runtime.tilelang_file import read_file
 from attncompiler.runtime.tilelang_requests import backward_usages, forward_usages, tilelang_request
 from attncompiler.runtime.tilelang_sources import TilelangSources
 from attncompiler.runtime.triton_requests import Call, request
@@ -82,8 +84,11 @@ class TilelangKernel(GpuKernel):
         return tilelang_configs(self.kind, target, call.dtype, *dims, self.extra)
 
     def candidates(self, target: Target) -> tuple[Config, ...]:
-        """The same: whatever fits the memory is compiled."""
-        return self.configs(target)
+        """The same, and the other ways that tuning tries, but for those that run the same kernel."""
+        plain = self.configs(target)
+        file = read_file(self.source.read_text(encoding="utf-8"))
+        found = (*plain, *options(self.kind, target, plain, apart=file.apart(self.call.dtype)))
+        return tuple(dict.fromkeys(c.alike for c in found))
 
     def request(self, target: Target, config: Config) -> KernelRequest:
         """What the offline compiler takes for one of them."""

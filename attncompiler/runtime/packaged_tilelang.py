@@ -96,7 +96,8 @@ class PackagedTilelang(PackagedModules):
         arch = best_for(architectures(kernel), capability_of(target.name) or (0, 0))
         if not arch:
             raise missing(self.kernels, kernel, kind, target.name)
-        return [Config(*config) for config in kernel["tiles"][kind][arch][:1]]
+        first, *others = (Config(*config) for config in kernel["tiles"][kind][arch])
+        return [first, *(c for c in others if c.alike == first.alike)]
 
     def _module(self, kernel: Json) -> ModuleType:
         key = kernel["file"], kernel["dtype"], tuple(kernel["tensors"].items())

@@ -73,6 +73,7 @@ class Imported:
 class TilelangModule:
     """The kernels of a generated file, called as those of a Triton module."""
 
+    TILELANG = True
     __name__: str
     __file__: str | None
     forward: Launch
@@ -117,7 +118,7 @@ class Launch:
         if arguments.pop("APART", False):
             why = self._refusal(arguments)
             if self.apart is None or why:
-                raise UnfitError from ValueError(f"warp groups apart: {why}")
+                raise UnfitError from RuntimeError(f"warp groups apart: {why}")
             self.apart._run(**arguments)
             return
         found = {
@@ -131,6 +132,11 @@ class Launch:
         check_grid(heads=q.shape[1], batch=q.shape[0])
         tma = bool(found["DESCRIPTORS"])
         found["together"] = found["H"] // max(found["G"], 1)
+        found.setdefault("raster", 1)
+        if found.get("PERSISTENT") or found.get("CHUNK"):
+            raise UnfitError from RuntimeError("only kernels of Triton are persistent or chunked")
+        if "HELD" not in self._constants and found.get("HELD"):
+            raise UnfitError from RuntimeError(f"the kernel {self.name} holds no rows in registers")
         constants = self._chosen(found, q)
         key = q.device, tma, *constants.values()
         kernel = self._kernels.get(key)
@@ -181,6 +187,7 @@ class Launch:
             "STAGES": stages, "THREADS": found["num_warps"] * warp_of(q.device),
             "WIDEN": q.dtype == torch.float16, "SERIAL": not on_gpu(q.device),
             "REGISTERS": hopper if found["DESCRIPTORS"] else 0,
+            "HELD": bool(found.get("HELD")),
             "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
         }  # fmt: skip
         return {name: known[name] for name in self._constants}
@@ -217,7 +224,7 @@ class Launch:
         except (
             Exception
         ) as error:  # TileLang names no class: what does not fit gives way to smaller tiles
-            raise UnfitError from error
+            raise UnfitError from _as_runtime_error(error)
 
         def call(values: Mapping[str, Any]) -> None:
             kernel(*values.values())
@@ -248,6 +255,13 @@ def pass_configs(*, tma: bool = True, apart: bool = False) -> dict[Any, Any]:
     if not tma or apart:
         options[key.TL_DISABLE_WARP_SPECIALIZED] = True
     return options
+
+
+def _as_runtime_error(error: Exception) -> RuntimeError:
+    """What tuning takes for a choice that cannot run, whatever TileLang raised."""
+    if isinstance(error, RuntimeError):
+        return error
+    return RuntimeError(f"TileLang makes no such kernel: {type(error).__name__}: {error}")
 
 
 @cache

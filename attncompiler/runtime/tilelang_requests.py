@@ -9,6 +9,7 @@ import torch
 
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.tile_config import Config, Kind, tilelang_width
+from attncompiler.errors import InternalError
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.offline_records import Constant, KernelRequest
 from attncompiler.runtime.tilelang_file import read_file
@@ -22,7 +23,10 @@ def tilelang_request(
     source: Path, kernel: Kind, call: Call, config: Config, target: Target
 ) -> KernelRequest:
     """One kernel of a file for one call, configuration and target."""
-    taken = read_file(source.read_text(encoding="utf-8")).kernels[kernel]
+    name = "groups" if config.apart else kernel
+    taken = read_file(source.read_text(encoding="utf-8")).kernels[name]
+    if config.held and "HELD" not in taken.constants:
+        raise InternalError("tilelang request", f"the kernel {name} holds no rows in registers")
     hopper = target.name == "sm_90"
     registers = HOPPER_REGISTERS.get(config.num_warps // 4, 0) if config.descriptors else 0
     # Without TMA no warp group loads for the others.
@@ -34,12 +38,12 @@ def tilelang_request(
         "THREADS": config.num_warps * target.warp_size, "LISTED": call.listed, "POSITIVE": True,
         "WIDEN": call.dtype == "float16",
         "LONG": False, "SERIAL": False, "PHASE": call.phase, "FUSED": call.fused, "ALONE": call.alone,
-        "REGISTERS": registers if hopper else 0,
+        "REGISTERS": registers if hopper else 0, "HELD": config.held,
         "GIVEN": tuple(name for name in taken.order if _given(name, call)),
     }  # fmt: skip
     constants = {name: known[name] for name in taken.constants}
     return KernelRequest(
-        source, kernel, {}, constants, num_warps=config.num_warps, num_stages=config.num_stages,
+        source, name, {}, constants, num_warps=config.num_warps, num_stages=config.num_stages,
         language="tilelang",
     )  # fmt: skip
 

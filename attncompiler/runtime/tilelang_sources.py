@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import ModuleType
 
 from attncompiler.backends.gpu_targets import Target
 from attncompiler.backends.tile_config import Config, Kind
 from attncompiler.backends.tilelang import render, render_backward
 from attncompiler.backends.tilelang_configs import configs
+from attncompiler.backends.tilelang_options import options
 from attncompiler.runtime.kernels import Kernels
+from attncompiler.runtime.tilelang_file import TilelangFile, read_file
 from attncompiler.runtime.tilelang_launch import TilelangModule, ready_tilelang
 from attncompiler.runtime.triton_backward import BackwardSignature
 from attncompiler.runtime.triton_modules import Dims
@@ -46,8 +49,14 @@ class TilelangSources(TritonSources):
     def configs(
         self, kind: Kind, target: Target, dims: Dims, wanted: frozenset[str] = frozenset()
     ) -> Sequence[Config]:
-        """How a kernel may be cut on a target, the best guess first."""
-        return configs(kind, target, *dims, self.extra(kind, wanted))
+        """How a kernel may be cut on a target, the best guess first, then what tuning tries beside."""
+        plain = configs(kind, target, *dims, self.extra(kind, wanted))
+        return *plain, *options(kind, target, plain, apart=self._forward_file.apart(dims[0]))
+
+    @cached_property
+    def _forward_file(self) -> TilelangFile:
+        """What a launch knows of the forward; the types of tensors make no difference to that."""
+        return read_file(self.forward_source(["float32"] * len(self.kernels.kernel.tensors)))
 
     def _launch(self, module: ModuleType) -> ModuleType:
         with self._guard:

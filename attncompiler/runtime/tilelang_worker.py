@@ -61,7 +61,8 @@ def _lowered(request: dict[str, Any]) -> tuple[str, int, dict[str, Any] | None]:
     )
     target = tvm.target.Target(described)
     tma = arch != "sm_90a" or request["constants"]["REGISTERS"] > 0
-    configs = {key.value: value for key, value in pass_configs(tma=tma).items()}
+    apart = request["kernel"] == "groups"
+    configs = {key.value: value for key, value in pass_configs(tma=tma, apart=apart).items()}
     with tvm.transform.PassContext(opt_level=3, config=configs), target:
         made = make(**request["constants"])
         lowered = tilelang.lower(made, target=target)

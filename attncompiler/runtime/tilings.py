@@ -131,7 +131,10 @@ def _fitted(config: Config, queries: int, descriptors: bool) -> Tiling:
         warps,
         config.num_stages,
         config.descriptors and descriptors,
+        apart=config.apart and descriptors,
         chunk=config.chunk,
+        raster=config.raster,
+        held=config.held,
     )
 
 

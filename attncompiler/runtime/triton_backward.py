@@ -29,6 +29,7 @@ from attncompiler.runtime.triton_launch import (
     captured_arguments,
     is_long,
     numbers,
+    of_tilelang,
     on_device,
     precision_of,
     programs,
@@ -191,7 +192,7 @@ def run_backward(
         **strides(g=out_grad, d=dq),
         # Without its own walk for dq: the second kernel gives it, or nobody wants it.
         "FUSED": fused or not wants[0],
-        **_tiled(tilings[0], lists[0], q), "REVERSED": module.REVERSED,
+        **_tiled(tilings[0], lists[0], q), **of_tilelang(tilings[0], module), "REVERSED": module.REVERSED,
     }  # fmt: skip
     by_columns: dict[str, Any] = {
         **shared,
@@ -199,7 +200,7 @@ def run_backward(
         **{f"from_{name}": x for name, x in handed.items()},
         **strides(g=go),
         "FUSED": fused,
-        **_tiled(tilings[1], lists[1], q), "ALONE": heads == groups,
+        **_tiled(tilings[1], lists[1], q), **of_tilelang(tilings[1], module), "ALONE": heads == groups,
         **_widths(head_dim, value_dim, tilings[1]),
     }  # fmt: skip
     row_grid = programs(-(-queries // tilings[0].block_m), heads, batch)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attncompiler.backends.tile_config import Kind, most_registers
+from attncompiler.errors import InternalError
 from attncompiler.runtime.errors import LimitError
 
 # A tensor whose last element is further away than this is addressed by 64-bit offsets.
@@ -28,9 +29,9 @@ class Tiling:
 
     ``persistent``: of a forward, at most so many programs are launched, and each takes one block after the other; 0
     launches one for each block. ``apart``: of a forward of TileLang on Hopper, a warp group loads for those that
-    multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes. ``chunk``
-    is that of ``Config``, of the Triton kernels of a backward. ``told``: NVIDIA's assembler is told of all registers
-    that a block of Triton's may use.
+    multiply, and products overlap with the elements of a tile; for rows that begin at multiples of 16 bytes. ``chunk``,
+    ``raster`` and ``held`` are those of ``Config``: the first of the Triton kernels of a backward, the others of
+    TileLang's kernels. ``told``: NVIDIA's assembler is told of all registers that a block of Triton's may use.
     """
 
     block_m: int
@@ -42,6 +43,8 @@ class Tiling:
     apart: bool = False
     chunk: int = 0
     told: bool = False
+    raster: int = 1
+    held: bool = False
 
 
 class Run(Protocol):
@@ -238,8 +241,7 @@ def run_forward(
     grid = programs(-(-queries // tiling.block_m), heads, batch)
     if tiling.persistent:
         grid = (min(tiling.persistent, *grid),)
-    if tiling.apart:
-        arguments["APART"] = True
+    arguments |= of_tilelang(tiling, module)
     with on_device(q, workspace=tiling.descriptors):
         run(
             "forward",
@@ -248,6 +250,17 @@ def run_forward(
             **block_options(tiling),
             enable_fp_fusion=True,  # a multiply-add an element: newer compilers fuse only when asked
         )
+
+
+def of_tilelang(tiling: Tiling, module: ModuleType) -> dict[str, Any]:
+    """What a tiling asks for that only TileLang's kernels have. Raises InternalError where it asks Triton's."""
+    asked = {"APART": tiling.apart, "HELD": tiling.held}
+    found: dict[str, Any] = {name: True for name, wanted in asked.items() if wanted}
+    if tiling.raster != 1:
+        found["raster"] = tiling.raster
+    if found and not getattr(module, "TILELANG", False):
+        raise InternalError("triton launch", f"no kernel of Triton knows {', '.join(found)}")
+    return found
 
 
 def block_options(tiling: Tiling) -> dict[str, int]:

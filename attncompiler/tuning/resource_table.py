@@ -40,6 +40,12 @@ class ResourceRow:
                 return problems(self.result, target)
 
     @property
+    def kind(self) -> str:
+        """Which kernel: forward, rows or columns. A forward of TileLang has two schedules."""
+        kernel = self.result.request.kernel
+        return "forward" if kernel == "groups" else kernel
+
+    @property
     def dtype(self) -> str:
         """The element type of the inputs: a constant of TileLang's kernels, that of the first pointer of Triton's."""
         request = self.result.request
@@ -52,7 +58,7 @@ class ResourceRow:
         result, config = self.result, self.config
         known: dict[str, object] = {
             "arch": result.target.name,
-            "kernel": result.request.kernel,
+            "kernel": self.kind,
             "backend": result.request.language,
             "dtype": self.dtype,
             "block_m": config.block_m,
@@ -61,6 +67,8 @@ class ResourceRow:
             "num_stages": config.num_stages,
             "descriptors": config.descriptors,
             "chunk": config.chunk,
+            "apart": config.apart,
+            "held": config.held,
             "chosen": self.chosen,
             "problems": list(self.problems),
         }
@@ -100,7 +108,9 @@ def _cells(row: ResourceRow) -> tuple[str, ...]:
     loads = " tma" if config.descriptors else ""
     loads += f" by {config.chunk}" if config.chunk else ""
     block = f"{config.block_m}x{config.block_n}{loads}"
-    start = (target.name, request.kernel, request.language, block)
+    block += " apart" if config.apart else ""
+    block += " held" if config.held else ""
+    start = (target.name, row.kind, request.language, block)
     reasons = row.problems
     verdict = f"dropped: {'; '.join(reasons)}" if reasons else "chosen" if row.chosen else "ok"
     match result:

@@ -33,7 +33,9 @@ class HostCode:
         self.made = getattr(module, kind)(**constants)
         cuda = tvm.target.Target({"kind": "cuda", "arch": tilelang_arch(target)})
         tma = target.name != "sm_90" or bool(constants["REGISTERS"])
-        options = {key.value: value for key, value in pass_configs(tma=tma).items()}
+        options = {
+            key.value: value for key, value in pass_configs(tma=tma, apart=kind == "groups").items()
+        }
         with tvm.transform.PassContext(opt_level=3, config=options), cuda:
             self.lowered = tilelang.lower(self.made, target=cuda)
         made, text = tvm.IRModule.from_expr(self.made), self.lowered.kernel_source

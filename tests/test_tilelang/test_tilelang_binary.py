@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,9 +44,11 @@ class Lowered(HostCode):
             Kernels(operator.compilation), wanted.tensors, wanted.dims, backward=True,
             language="tilelang",
         ).kernels  # fmt: skip
-        kernel = next(k for k in kernels if k.kind == kind)
+        usual = "forward" if kind == "groups" else kind
+        kernel = next(k for k in kernels if k.kind == usual)
         target = target_of(arch)
-        request = kernel.request(target, kernel.configs(target)[0])
+        config = replace(kernel.configs(target)[0], apart=kind == "groups")
+        request = kernel.request(target, config)
         super().__init__(request.source, kind, request.constexprs, target)
         self.launch = describe_launch(self.made, self.lowered, self.order)
 
@@ -138,6 +141,12 @@ def test_launches_are_those_of_tilelangs_host_code(
     tmp_path: Path, variant: str, arch: str, dtype: str, dim: int, kind: str
 ) -> None:
     check(tmp_path, variant, kind, arch, dtype, dim)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["alibi", "packed_documents"])
+def test_a_launch_with_warp_groups_apart(tmp_path: Path, variant: str) -> None:
+    check(tmp_path, variant, "groups", "sm_90", "bfloat16", 64)
 
 
 # A launch by hand: two maps' worth of everything that a description may say.

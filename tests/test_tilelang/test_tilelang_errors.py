@@ -81,7 +81,7 @@ def test_warp_groups_apart_are_for_hopper() -> None:
     op = operator()
     engine_of(op).tiling = Tiling(128, 128, 8, 2, descriptors=True, apart=True)
     with pytest.raises(
-        ValueError, match="apart: it is for Hopper and 4, 8 or 12 warps, not for cpu"
+        RuntimeError, match="apart: it is for Hopper and 4, 8 or 12 warps, not for cpu"
     ):
         op(**inputs())
 

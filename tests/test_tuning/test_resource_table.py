@@ -82,3 +82,14 @@ def test_what_is_chosen_and_the_row_as_data() -> None:
 
 def test_no_rows() -> None:
     assert resource_table([]).startswith("arch  kernel")
+
+
+def test_options_of_tilelang_have_a_name() -> None:
+    request = dataclasses.replace(REQUEST, kernel="groups", language="tilelang")
+    apart = dataclasses.replace(built(0), request=request)
+    config = Config(128, 128, 8, 2, descriptors=True, apart=True)
+    row = ResourceRow(config, apart)
+    assert "sm_90  forward  tilelang  128x128 tma apart " in resource_table([row])
+    assert [row.record()[n] for n in ("kernel", "apart", "held")] == ["forward", True, False]
+    held = dataclasses.replace(row, config=dataclasses.replace(config, apart=False, held=True))
+    assert " 128x128 tma held " in resource_table([held])

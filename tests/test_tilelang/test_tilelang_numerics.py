@@ -56,7 +56,13 @@ def test_an_example_and_its_gradients(name: str) -> None:
     assert not checked(path, gradients=True)
 
 
-@pytest.mark.parametrize("name", ["alibi", "packed_documents", "kv_bias"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kv_bias",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("alibi", "cog", "packed_documents")),
+    ],
+)
 def test_warps_that_part_the_features_of_wide_heads(name: str) -> None:
     (path,) = (p for p in files() if p.stem == name)
     mine = Checker(load_variant(path), backend="tilelang", gradients=True)

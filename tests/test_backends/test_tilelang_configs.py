@@ -7,7 +7,7 @@ from dataclasses import astuple
 import pytest
 
 from attncompiler.backends.gpu_targets import TARGETS, Target, target_of
-from attncompiler.backends.tile_config import Config, Kind, parted
+from attncompiler.backends.tile_config import Config, Kind, parted, tilelang_width
 from attncompiler.backends.tilelang_configs import configs, family_of, shared_estimate
 from attncompiler.backends.triton_work import Extra
 
@@ -75,3 +75,19 @@ def test_rows_of_bytes_that_16_does_not_divide_are_not_loaded_by_tma() -> None:
     hopper = target_of("sm_90")
     assert all(c.descriptors for c in configs("rows", hopper, "bfloat16", 72, 72))
     assert not any(c.descriptors for c in configs("rows", hopper, "bfloat16", 72, 75))
+
+
+@pytest.mark.parametrize("name", ["sm_80", "sm_90", "sm_120"])
+def test_sums_take_half_of_a_threads_registers_at_most(name: str) -> None:
+    target = target_of(name)
+    for kind in KINDS:
+        for dim in (64, 128, 192, 256, 320, 512):
+            for config in configs(kind, target, "bfloat16", dim, dim):
+                width = tilelang_width(dim, pointers=not config.descriptors)
+                sums = (config.block_n * 2 if kind == "columns" else config.block_m) * width
+                assert sums <= 128 * 32 * config.num_warps, (kind, dim, config)
+
+
+def test_tiles_that_threads_load_are_as_wide_as_a_power_of_two() -> None:
+    assert [tilelang_width(n) for n in (20, 72, 192, 200)] == [32, 128, 192, 256]
+    assert [tilelang_width(n, pointers=True) for n in (20, 72, 192, 257)] == [32, 128, 256, 512]

@@ -21,9 +21,8 @@ CASE = Case(B=1, H=2, G=1, M=21, N=35, D=8, Dv=6, q_start=14, seed=1)
 NUMBERS = range(len(NORMALIZERS))
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(i, marks=[] if i % 7 == 1 else [pytest.mark.slow]) for i in NUMBERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", NUMBERS)
 def test_every_piece(number: int) -> None:
     mine = Checker(cycled(number), backend="tilelang", gradients=True)
     use_tiles(mine.operator, 16, 32)

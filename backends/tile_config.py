@@ -60,7 +60,21 @@ def summed_width(width: int, kind: Kind, keys: int, chunk: int) -> int:
     return max(width, 2 * keys) if chunk and kind == "columns" else width
 
 
-def tilelang_width(dim: int) -> int:
-    """The features that a tile of a head has room for in TileLang: what matrix instructions and swizzled rows want."""
+def tilelang_width(dim: int, *, pointers: bool = False) -> int:
+    """The features that a tile of a head has room for in TileLang: what matrix instructions and swizzled rows want.
+
+    ``pointers``: NVIDIA's threads load it one by one. Of a power of two features each thread keeps to its own;
+    of others every element that it loads has an address of its own, in registers.
+    """
     unit = 16 if dim <= 64 else 64
+    if pointers and dim > 64:
+        return 1 << (dim - 1).bit_length()
     return -(-dim // unit) * unit
+
+
+def parted(kind: Kind, block_m: int, block_n: int, num_warps: int) -> bool:
+    """Whether warps of a TileLang kernel share the rows that stay and part the features of their sums.
+
+    Matrix instructions give every warp 16 rows at least: of fewer rows than that several warps have the same.
+    """
+    return (block_n if kind == "columns" else block_m) < 16 * num_warps

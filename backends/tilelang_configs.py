@@ -1,9 +1,9 @@
 """Turns an architecture, an element type and head dimensions into tile shapes for TileLang's attention kernels.
 
 Found by compiling generated kernels (``tests/test_backends/test_tilelang_offline.py`` compiles some again). Every warp
-multiplies at least 16 rows that are its own, on Hopper a group of four warps 64, so a kernel's sums never take less
-than a register for four features a thread: that decides what spills. Only Hopper's kernels, whose loads have warps of
-their own, may keep several tiles in flight.
+multiplies at least 16 rows, on Hopper a group of four warps 64. Where these are its own, sums take a register for two
+features a thread: too many for wide heads, of which warps that share rows hold some features each (``parted``). Only
+Hopper's kernels, whose loads have warps of their own, may keep several tiles in flight.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from attncompiler.backends.gpu_targets import Target
-from attncompiler.backends.tile_config import Config, Kind, tilelang_width
+from attncompiler.backends.tile_config import Config, Kind, parted, tilelang_width
 from attncompiler.backends.triton_configs import PLAIN
 from attncompiler.backends.triton_work import Extra
 
@@ -25,13 +25,13 @@ _FORWARD: dict[Family, dict[int, Seeds]] = {
         64: ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
         128: ((128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 1)),
         256: ((128, 64, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
-        512: ((64, 32, 4, 1),),
+        512: ((64, 64, 8, 1), (64, 32, 8, 1)),
     },
     "mma": {
         64: ((128, 64, 8, 1), (128, 32, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
         128: ((128, 64, 8, 1), (128, 32, 8, 1), (64, 32, 4, 1), (64, 16, 4, 1)),
         256: ((128, 32, 8, 1), (64, 32, 4, 1), (64, 16, 4, 1)),
-        512: ((64, 16, 4, 1), (32, 16, 2, 1)),
+        512: ((64, 32, 8, 1), (32, 32, 4, 1), (32, 16, 4, 1)),
     },
     "mfma": {
         64: ((128, 64, 4, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
@@ -45,13 +45,13 @@ _ROWS: dict[Family, dict[int, Seeds]] = {
         64: ((128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 2), (64, 32, 4, 1)),
         128: ((128, 64, 8, 2), (128, 64, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
         256: ((64, 64, 4, 1), (64, 32, 4, 1)),
-        512: ((64, 16, 4, 1),),
+        512: ((64, 32, 8, 1), (64, 16, 8, 1)),
     },
     "mma": {
         64: ((128, 32, 8, 1), (64, 64, 4, 1), (64, 32, 4, 1)),
         128: ((128, 32, 8, 1), (64, 32, 4, 1), (64, 16, 4, 1)),
         256: ((64, 16, 4, 1), (32, 16, 2, 1), (16, 16, 1, 1)),
-        512: ((32, 16, 2, 1), (16, 16, 1, 1)),
+        512: ((32, 32, 8, 1), (32, 16, 4, 1)),
     },
     "mfma": {
         64: ((64, 64, 4, 1), (64, 32, 4, 1)),
@@ -64,14 +64,14 @@ _COLUMNS: dict[Family, dict[int, Seeds]] = {
     "wgmma": {
         64: ((64, 128, 8, 1), (64, 128, 8, 2), (64, 64, 4, 1), (32, 64, 4, 1)),
         128: ((64, 128, 8, 1), (64, 64, 4, 1), (32, 64, 4, 1), (16, 64, 4, 1)),
-        256: ((16, 64, 4, 1),),
-        512: ((16, 64, 4, 1),),
+        256: ((64, 64, 8, 1), (32, 64, 8, 1), (16, 64, 8, 1)),
+        512: ((32, 32, 8, 1), (32, 16, 4, 1)),
     },
     "mma": {
         64: ((64, 128, 8, 1), (32, 128, 8, 1), (32, 64, 4, 1), (16, 64, 4, 1)),
         128: ((16, 128, 8, 1), (32, 128, 8, 1), (16, 64, 4, 1)),
-        256: ((16, 64, 4, 1), (16, 32, 2, 1), (16, 16, 1, 1)),
-        512: ((16, 32, 2, 1), (16, 16, 1, 1)),
+        256: ((32, 32, 8, 1), (32, 64, 8, 1), (16, 32, 4, 1)),
+        512: ((32, 32, 8, 1), (32, 16, 4, 1)),
     },
     "mfma": {
         64: ((64, 64, 4, 1), (32, 64, 4, 1), (16, 64, 4, 1)),
@@ -102,7 +102,7 @@ def configs(
     fitting = [
         c
         for c in seeds
-        if shared_estimate(kind, c, dtype, head_dim, value_dim) <= target.shared_per_block
+        if shared_estimate(kind, c, target, dtype, head_dim, value_dim) <= target.shared_per_block
     ]
     if not fitting:
         return (seeds[-1],)
@@ -119,9 +119,15 @@ def family_of(target: Target) -> Family:
     return "wgmma" if target.name == "sm_90" else "mma"
 
 
-def shared_estimate(kind: Kind, config: Config, dtype: str, head_dim: int, value_dim: int) -> int:
-    """Bytes of shared memory that a block takes: tiles, and a KiB for vectors across them and for barriers."""
-    d, v = tilelang_width(head_dim), tilelang_width(value_dim)
+def shared_estimate(
+    kind: Kind, config: Config, target: Target, dtype: str, head_dim: int, value_dim: int
+) -> int:
+    """Bytes of shared memory that a block takes: tiles, and a KiB for vectors across them and for barriers.
+
+    Warps that share rows get each other's weights from there, and what a row has by two numbers a thread.
+    """
+    pointers = target.is_nvidia and not config.descriptors
+    d, v = (tilelang_width(n, pointers=pointers) for n in (head_dim, value_dim))
     m, n, stages = config.block_m, config.block_n, max(config.num_stages, 1)
     match kind:
         case "forward":
@@ -130,4 +136,8 @@ def shared_estimate(kind: Kind, config: Config, dtype: str, head_dim: int, value
             elements = (m + stages * n) * (d + v)
         case "columns":
             elements = (n + stages * m) * (d + v) + m * n
-    return _ELEMENT_BYTES[dtype] * elements + _KIB
+    used = _KIB
+    if parted(kind, m, n, config.num_warps):
+        elements += m * n
+        used += 0 if kind == "columns" else 2 * 4 * 32 * config.num_warps
+    return _ELEMENT_BYTES[dtype] * elements + used

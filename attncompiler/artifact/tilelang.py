@@ -102,6 +102,7 @@ def carry(
                 arch=task.target.name,
                 dtype=entry["dtype"],
                 reasons=f"    {result.reason}",
+                other="--backend triton, ",
             )
         binary = _filed(_stem(task, entry), result, files)
         constants = dict(task.request.constexprs)

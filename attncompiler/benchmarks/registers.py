@@ -1,11 +1,11 @@
-"""Says which tiles of Triton's lists compile clean: ``python -m attncompiler.benchmarks.registers examples/*.py``.
+"""Says which listed tiles compile clean: ``python -m attncompiler.benchmarks.registers examples/*.py``.
 
 Compiles, for GPUs that need not be here, the first configuration of each kernel of each variant, and the next one
 wherever there are complaints (spills, serialised products, more memory or registers than there are) until one is clean.
-With ``--last`` it compiles the last ones alone, with ``--grouped`` the kernels of calls of which several heads of
-queries share keys, where those are others: the ones of the columns. Prints what was complained of and counts of
-kernels; exits with 1 where a kernel has no clean configuration. Binaries are cached, so a second run takes what has
-changed.
+With ``--last`` it compiles the last ones alone, with ``--backend tilelang`` TileLang's instead of Triton's, with
+``--grouped`` the kernels of calls of which several heads of queries share keys, where those are others: the ones of the
+columns. Prints what was complained of and counts of kernels; exits with 1 where a kernel has no clean configuration.
+Binaries are cached, so a second run takes what has changed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from attncompiler.compiler import compile as compile_variant
 from attncompiler.runtime.gpu_kernels import GpuKernel, gpu_kernels
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.offline import compile_all
+from attncompiler.runtime.offline_records import Language
 from attncompiler.tuning.resource_table import ResourceRow
 from attncompiler.variant_file import load_variant
 
@@ -48,11 +49,18 @@ class Found:
 
 
 def kernels_of(
-    kernels: Kernels, dtype: str, head_dim: int, value_dim: int, *, grouped: bool = False
+    kernels: Kernels,
+    dtype: str,
+    head_dim: int,
+    value_dim: int,
+    language: Language,
+    *,
+    grouped: bool = False,
 ) -> Iterator[GpuKernel]:
     """The forward kernel of training and the two backward kernels of a variant; ``grouped``: those for shared keys."""
     (wanted,) = specializations(kernels.compilation, [dtype], head_dim, value_dim)
-    for kernel in gpu_kernels(kernels, wanted.tensors, wanted.dims, backward=True).kernels:
+    made = gpu_kernels(kernels, wanted.tensors, wanted.dims, backward=True, language=language)
+    for kernel in made.kernels:
         if not grouped:
             yield kernel
         elif kernel.kind == "columns":
@@ -104,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compile for all that was asked for, print each part as it is done."""
     parser = argparse.ArgumentParser(prog="python -m attncompiler.benchmarks.registers")
     parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--backend", choices=("triton", "tilelang"), default="triton")
     parser.add_argument("--arch", default=ARCHS, help="[default: %(default)s]")
     parser.add_argument("--dtype", default="bfloat16", help="[default: %(default)s]")
     parser.add_argument("--dims", default="64,128", help="head_dim or head_dim:value_dim, several")
@@ -125,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = [
             Found(name, kernel, target, list(kernel.configs(target))[-1 if options.last else 0 :])
             for name, kernels in variants.items()
-            for kernel in kernels_of(kernels, dtype, *sizes, grouped=options.grouped)
+            for kernel in kernels_of(
+                kernels, dtype, *sizes, options.backend, grouped=options.grouped
+            )
         ]
         sweep(found, options.jobs)
         case = f"{arch} {dtype} {dims}"

@@ -56,10 +56,12 @@ class OldGpuError(AttnCompilerError):
 
 
 class NoConfigurationError(AttnCompilerError):
-    """A kernel of which no configuration fits a GPU."""
+    """A kernel of which no configuration fits a GPU; ``other`` may name a backend that has more of them."""
 
     message = "no configuration of the {kind} kernel is left for {dtype} on {arch}:\n{reasons}"
-    advice = "try --dtype bfloat16 or a smaller --head-dim or --value-dim, or leave {arch} out"
+    advice = (
+        "try {other}--dtype bfloat16 or a smaller --head-dim or --value-dim, or leave {arch} out"
+    )
 
 
 class MissingTritonError(AttnCompilerError):

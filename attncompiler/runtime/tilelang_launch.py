@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from attncompiler.backends.tile_config import tilelang_width
+from attncompiler.backends.tile_config import Kind, parted, tilelang_width
 from attncompiler.runtime.call_checks import ELEMENT_TYPES
 from attncompiler.runtime.errors import DtypeError, LimitError
 from attncompiler.runtime.interpreting import SERIAL_SWITCH
@@ -157,9 +157,15 @@ class Launch:
             return f"it is for Hopper and 4, 8 or 12 warps, not for {q.device} and {arguments['num_warps']}"
         if not arguments["DESCRIPTORS"]:
             return "rows of q, k or v do not begin at multiples of 16 bytes"
+        if self._parted(arguments):
+            return "its blocks have fewer than 16 rows for a warp"
         if q.dtype == torch.float16 and self._widens:
             return "float16 may not hold this variant's weights"
         return ""
+
+    def _parted(self, found: Mapping[str, Any]) -> bool:
+        kind: Kind = "columns" if self.name == "columns" else "forward"
+        return parted(kind, found["BLOCK_M"], found["BLOCK_N"], found["num_warps"])
 
     def _chosen(self, found: Mapping[str, Any], q: Tensor) -> dict[str, Any]:
         """The constants that this kernel is made for."""
@@ -178,16 +184,18 @@ class Launch:
         hopper = registers_of(q.device, found["num_warps"])
         # Without TMA no warp group loads for the others.
         stages = found["num_stages"] if found["DESCRIPTORS"] or not hopper else 1
+        pointers = not found["DESCRIPTORS"] and warp_of(q.device) == 32
         sizes = (x for n, x in found.items() if "_extent" in n or "_stride" in n)
         known = {
             "dtype": ELEMENT_TYPES[q.dtype],
             **{n: x for n, x in found.items() if n.isupper()},
-            "HEAD_WIDTH": tilelang_width(found["HEAD_DIM"]), "VALUE_WIDTH": tilelang_width(found["VALUE_DIM"]),
+            "HEAD_WIDTH": tilelang_width(found["HEAD_DIM"], pointers=pointers),
+            "VALUE_WIDTH": tilelang_width(found["VALUE_DIM"], pointers=pointers),
             "LONG": found["LONG"] or any(abs(x) > _LONGEST for x in sizes),
             "STAGES": stages, "THREADS": found["num_warps"] * warp_of(q.device),
             "WIDEN": q.dtype == torch.float16, "SERIAL": not on_gpu(q.device),
             "REGISTERS": hopper if found["DESCRIPTORS"] else 0,
-            "HELD": bool(found.get("HELD")),
+            "HELD": bool(found.get("HELD")), "PARTED": self._parted(found),
             "GIVEN": tuple(n for n in self._order if found.get(n) is not None),
         }  # fmt: skip
         return {name: known[name] for name in self._constants}

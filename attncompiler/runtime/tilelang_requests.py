@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from attncompiler.backends.gpu_targets import Target
-from attncompiler.backends.tile_config import Config, Kind, tilelang_width
+from attncompiler.backends.tile_config import Config, Kind, parted, tilelang_width
 from attncompiler.errors import InternalError
 from attncompiler.runtime.kernels import Kernels
 from attncompiler.runtime.offline_records import Constant, KernelRequest
@@ -29,15 +29,18 @@ def tilelang_request(
         raise InternalError("tilelang request", f"the kernel {name} holds no rows in registers")
     hopper = target.name == "sm_90"
     registers = HOPPER_REGISTERS.get(config.num_warps // 4, 0) if config.descriptors else 0
+    pointers = target.is_nvidia and not config.descriptors
     # Without TMA no warp group loads for the others.
     stages = config.num_stages if config.descriptors or not hopper else 1
     known: dict[str, Constant] = {
         "dtype": call.dtype, "HEAD_DIM": call.head_dim, "VALUE_DIM": call.value_dim,
-        "HEAD_WIDTH": tilelang_width(call.head_dim), "VALUE_WIDTH": tilelang_width(call.value_dim),
+        "HEAD_WIDTH": tilelang_width(call.head_dim, pointers=pointers),
+        "VALUE_WIDTH": tilelang_width(call.value_dim, pointers=pointers),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": stages,
         "THREADS": config.num_warps * target.warp_size, "LISTED": call.listed, "POSITIVE": True,
         "WIDEN": call.dtype == "float16",
         "LONG": False, "SERIAL": False, "PHASE": call.phase, "FUSED": call.fused, "ALONE": call.alone,
+        "PARTED": parted(kernel, config.block_m, config.block_n, config.num_warps),
         "REGISTERS": registers if hopper else 0, "HELD": config.held,
         "GIVEN": tuple(name for name in taken.order if _given(name, call)),
     }  # fmt: skip

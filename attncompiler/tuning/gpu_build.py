@@ -190,5 +190,9 @@ def _none_left(
     kind: str, target: Target, dtype: str, reasons: Sequence[str]
 ) -> NoConfigurationError:
     return NoConfigurationError(
-        kind=kind, arch=target.name, dtype=dtype, reasons="\n".join(f"    {r}" for r in reasons)
+        kind=kind,
+        arch=target.name,
+        dtype=dtype,
+        reasons="\n".join(f"    {r}" for r in reasons),
+        other="--backend triton, " if kind.startswith("tilelang") else "",
     )

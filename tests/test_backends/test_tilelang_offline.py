@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,16 @@ needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not install
 
 
 def request(
-    kind: Kind, target: Target, dim: int = 64, *, name: str = "causal", which: int = 0
+    kind: Kind,
+    target: Target,
+    dim: int = 64,
+    value_dim: int = 0,
+    *,
+    name: str = "causal",
+    which: int = 0,
 ) -> KernelRequest:
     """A configuration of a kernel, the best guess first."""
-    kernel = kernel_of(name, kind, "bfloat16", dim, dim, "tilelang")
+    kernel = kernel_of(name, kind, "bfloat16", dim, value_dim or dim, "tilelang")
     return kernel.request(target, kernel.configs(target)[which])
 
 
@@ -39,10 +46,10 @@ def answer(asked: KernelRequest, target: Target) -> Built | Lowered | Failed:
     return result
 
 
-def clean(kind: Kind, arch: str, dim: int, *, which: int = 0) -> Built:
+def clean(kind: Kind, arch: str, dim: int, value_dim: int = 0, *, which: int = 0) -> Built:
     """What was built of a configuration: nothing to complain about."""
     target = target_of(arch)
-    result = answer(request(kind, target, dim, which=which), target)
+    result = answer(request(kind, target, dim, value_dim, which=which), target)
     assert isinstance(result, Built), result
     assert problems(result, target) == ()
     return result
@@ -97,9 +104,24 @@ def test_cousins_compile_the_same_configurations(arch: str) -> None:
     assert clean("forward", arch, 128).instructions["mma"] > 0
 
 
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("arch", "kind", "head_dim", "value_dim"),
+    [
+        pytest.param(arch, kind, *dims, marks=[] if not n else [pytest.mark.slow])
+        for n, (arch, kind, dims) in enumerate(
+            product(("sm_90", "sm_80"), KINDS[::-1], ((192, 128), (256, 256), (512, 512)))
+        )
+    ],
+)
+def test_wide_heads_are_clean(arch: str, kind: Kind, head_dim: int, value_dim: int) -> None:
+    """Training too: warps that share rows part the features of dk and dv."""
+    clean(kind, arch, head_dim, value_dim)
+
+
 @pytest.mark.slow
 @needs_nvcc
-@pytest.mark.parametrize("kind", ["forward", "rows"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_the_last_resort_compiles(arch: str, kind: Kind) -> None:
     clean(kind, arch, 256, which=-1)
@@ -108,7 +130,8 @@ def test_the_last_resort_compiles(arch: str, kind: Kind) -> None:
 @pytest.mark.slow
 @needs_nvcc
 def test_sums_that_no_warp_can_hold_are_a_reason_to_drop() -> None:
-    result = answer(request("columns", HOPPER, 256, which=-1), HOPPER)
+    kernel = kernel_of("causal", "columns", "bfloat16", 256, 256, "tilelang")
+    result = answer(kernel.request(HOPPER, Config(16, 64, 4, 1, descriptors=True)), HOPPER)
     assert isinstance(result, Built), result
     spills, serialised = problems(result, HOPPER)
     assert spills.startswith("spills (")
@@ -210,6 +233,8 @@ def test_constants_are_those_of_a_call() -> None:
     constants = request("forward", HOPPER, 80).constexprs
     assert (constants["HEAD_DIM"], constants["HEAD_WIDTH"]) == (80, 128)
     assert (constants["THREADS"], constants["REGISTERS"]) == (256, 240)
+    assert not constants["PARTED"]
+    assert request("columns", HOPPER, 256).constexprs["PARTED"]
     assert {"values", "save_s_max0"} <= set(constants["GIVEN"])  # type: ignore[arg-type]
     assert "kept" not in constants["GIVEN"]  # type: ignore[operator]
     assert "tile_lists" not in constants["GIVEN"]  # type: ignore[operator]

@@ -135,6 +135,7 @@ def test_a_launch_is_that_of_tilelangs_host_code(tmp_path: Path) -> None:
         ("packed_documents", "sm_90", "bfloat16", 64),
         ("packed_documents", "sm_80", "float16", 128),
         ("sigmoid", "sm_90", "bfloat16", 72),
+        ("alibi", "sm_90", "float16", 256),
     ],
 )
 def test_launches_are_those_of_tilelangs_host_code(

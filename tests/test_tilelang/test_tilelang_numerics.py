@@ -19,10 +19,12 @@ from attncompiler.runtime.operator import Operator
 from attncompiler.variant_file import load_variant
 from tests.example_table import files
 from tests.gradients import describe
-from tests.triton_calls import use_tiles
+from tests.triton_calls import failures, use_tiles
 
 # Two tiles of queries, three of keys, whole ones and pieces; groups of heads; value and head dimensions that differ.
 CALL = Case(B=1, H=4, G=2, M=70, N=131, D=24, Dv=20, q_start=61, layout="swapped", seed=1)
+# Heads that are wider than a warp's registers; value and head dimensions of another width each.
+WIDE = Case(B=1, H=2, G=1, M=40, N=75, D=136, Dv=129, q_start=35, layout="swapped", seed=2)
 # Each is another path: plain; slopes and a closed form; no row maximum; planned lists; several spans; two passes; a
 # gradient that a mask applied after the weights keeps; sums of gradients over keys, rows, pairs and features.
 FAST = (
@@ -56,6 +58,20 @@ def checked(path: Path, *, gradients: bool) -> str:
 def test_an_example_and_its_gradients(name: str) -> None:
     (path,) = (p for p in files() if p.stem == name)
     assert not checked(path, gradients=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kv_bias",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("alibi", "cog", "packed_documents")),
+    ],
+)
+def test_warps_that_part_the_features_of_wide_heads(name: str) -> None:
+    (path,) = (p for p in files() if p.stem == name)
+    mine = Checker(load_variant(path), backend="tilelang", gradients=True)
+    use_tiles(mine.operator, 16, 32)  # of four warps one would have 16 rows
+    assert not failures(mine, [WIDE])
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 CONSTANTS: dict[str, Any] = {
     "dtype": "bfloat16", "HEAD_DIM": 80, "VALUE_DIM": 64, "HEAD_WIDTH": 128, "VALUE_WIDTH": 64,
     "BLOCK_M": 128, "BLOCK_N": 64, "STAGES": 2, "THREADS": 256, "POSITIVE": True, "LONG": False, "WIDEN": False,
-    "SERIAL": False, "REGISTERS": 240, "HELD": False, "PHASE": 2, "FUSED": False, "ALONE": False,
+    "SERIAL": False, "REGISTERS": 240, "HELD": False, "PHASE": 2, "FUSED": False, "ALONE": False, "PARTED": False,
 }  # fmt: skip
 _TYPES = {"float": "float32", "int": "int32", "bool": "bool"}
 

@@ -71,6 +71,9 @@ def test_when_none_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "forward kernel is left for bfloat16 on sm_90" in str(raised.value)
     assert "128x128: spills (8 B stored, 12 B loaded a thread)" in str(raised.value)
     assert "leave sm_90 out" in raised.value.remedy
+    assert "--backend" not in raised.value.remedy
+    other = gpu_build._none_left("tilelang rows", target_of("gfx942"), "float16", ["16x16: large"])
+    assert "try --backend triton, --dtype bfloat16" in other.remedy
 
 
 def test_planning_kernels_have_the_tiles_of_those_that_were_chosen(

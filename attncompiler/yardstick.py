@@ -201,7 +201,7 @@ def _errors(found: Tensor, exact: Tensor) -> Tensor:
 
 
 def _largest_finite(errors: Tensor) -> float:
-    # Where plain PyTorch overflows it is no yardstick; the kernel is then held to the rest of the result.
+    # Where plain float32 overflows too there is no yardstick; the kernel is then held to the rest of the result.
     return errors[errors.isfinite()].max().item() if errors.isfinite().any() else 0.0
 
 

@@ -33,7 +33,6 @@ FAST = (
     "packed_documents",
     "longformer",
     "graph_isomorphic",
-    "kv_bias",
     "t5_bias",
 )
 
